@@ -1,0 +1,8 @@
+"""Growing parameters: pure functions and the plan that they follow. No flax, no files."""
+
+from b2b_jax.growth.errors import GrowthError
+from b2b_jax.growth.grow import grow, shrink
+from b2b_jax.growth.maps import IndexMap
+from b2b_jax.growth.plan import GrowthPlan, plan_growth
+
+__all__ = ["GrowthError", "GrowthPlan", "IndexMap", "grow", "plan_growth", "shrink"]

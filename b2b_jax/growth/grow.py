@@ -1,0 +1,117 @@
+"""Growth itself: one loop over the parameters, doing what the plan says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from b2b_jax.growth.errors import GrowthError
+from b2b_jax.growth.fresh import fresh_leaf
+from b2b_jax.growth.maps import invert
+from b2b_jax.growth.plan import GrowthPlan
+from b2b_jax.growth.width import expand, gather, take_from_upper
+from b2b_jax.tree import difference, flatten, unflatten
+from b2b_jax.types import Params
+
+
+def grow(params: Mapping[str, Any], plan: GrowthPlan) -> Params:
+    """Make the target's parameters from the source's (bert2BERT, Algorithm 1).
+
+    A pure function of arrays; under ``jax.jit(..., out_shardings=...)`` the large parameters are
+    created in their shards. Width first, then depth. Arithmetic is float32; every result has the
+    dtype of the source's leaf.
+
+    Args:
+        params: nested dict of the source's parameters.
+        plan: what `plan_growth` decided.
+
+    Returns:
+        nested dict of the target's parameters; no array is shared with the source.
+
+    Raises:
+        GrowthError: lists every missing, unexpected and misshapen source parameter, and every
+            result of a wrong shape.
+
+    Example:
+        >>> import jax
+        >>> from b2b_jax.growth import plan_growth
+        >>> from b2b_jax.models import build_model, preset
+        >>> small = preset("bert-tiny").replace(num_hidden_layers=1)
+        >>> large = small.replace(hidden_size=256, num_attention_heads=8, intermediate_size=1024)
+        >>> params = build_model(small).init(jax.random.key(0))
+        >>> grown = grow(params, plan_growth(small, large, method="fpi"))
+        >>> grown["layers"]["mlp"]["up"]["kernel"].shape
+        (1, 256, 1024)
+    """
+    flat = flatten(params)
+    _check(flat, plan.source_shapes, "The source's parameters do not fit the plan")
+    grown = {path: _grow_leaf(path, leaf, plan) for path, leaf in flat.items()}
+    _check(grown, plan.target_shapes, "Growth gave parameters of wrong shapes")
+    return unflatten(grown)
+
+
+def _check(found: dict[str, Any], expected: dict[str, tuple[int, ...]], title: str) -> None:
+    differences = difference(found, expected)
+    if differences:
+        raise GrowthError(f"{title}.\n{differences}")
+
+
+def _grow_leaf(path: str, leaf: Any, plan: GrowthPlan) -> Float[Array, "..."]:
+    leaf = jnp.asarray(leaf)
+    dtype = leaf.dtype
+    leaf = leaf.astype(jnp.float32)
+    axes = plan.axes[path]
+    if plan.method in ("direct_copy", "random"):
+        fresh = fresh_leaf(path, axes, plan.target_shapes[path], key=jax.random.key(plan.seed))
+        if plan.method == "direct_copy":
+            fresh = fresh.at[tuple(slice(size) for size in leaf.shape)].set(leaf)
+        return fresh.astype(dtype)
+    grown = expand(leaf, axes, plan.maps)
+    donated = plan.donated_axes(path)
+    if donated:
+        grown = take_from_upper(grown, axes, plan.maps, donated=donated)
+    if "layers" in axes.indexed:
+        dimension = axes.names.index("layers")
+        grown = gather(grown, plan.maps["layers"].indices, axis=dimension)
+        if plan.is_silenced(path):
+            silent = np.expand_dims(plan.silent_layers, tuple(range(1, grown.ndim)))
+            grown = jnp.where(silent, 0.0, grown)
+    return jnp.array(grown, dtype=dtype)
+
+
+def shrink(params: Mapping[str, Any], plan: GrowthPlan) -> Params:
+    """Undo a function-preserving plan: the source's parameters from the grown ones.
+
+    Every source entry is read from its first copy and multiplied by the copy count that growth
+    divided by; exact where the counts are powers of two, otherwise to one unit in the last place.
+
+    Args:
+        params: parameters of the plan's target.
+        plan: an "fpi" plan.
+
+    Raises:
+        GrowthError: if the plan's method is not "fpi", or the parameters do not fit its target.
+    """
+    if plan.method != "fpi":
+        raise GrowthError(f"only an 'fpi' plan can be undone; this one is {plan.method!r}")
+    flat = flatten(params)
+    _check(flat, plan.target_shapes, "These parameters do not fit the plan's target")
+    return unflatten({path: _shrink_leaf(path, leaf, plan) for path, leaf in flat.items()})
+
+
+def _shrink_leaf(path: str, leaf: Any, plan: GrowthPlan) -> Float[Array, "..."]:
+    leaf = jnp.asarray(leaf)
+    dtype = leaf.dtype
+    leaf = leaf.astype(jnp.float32)
+    axes = plan.axes[path]
+    for dimension, (name, divided) in enumerate(zip(axes.names, axes.divided, strict=True)):
+        grown = plan.maps[name]
+        leaf = gather(leaf, invert(grown).indices, axis=dimension)
+        if divided:
+            shape = [1] * leaf.ndim
+            shape[dimension] = grown.source_size
+            leaf = leaf * jnp.asarray(grown.counts, leaf.dtype).reshape(shape)
+    return jnp.array(leaf, dtype=dtype)

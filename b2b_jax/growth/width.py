@@ -1,0 +1,97 @@
+"""Growing one parameter along its named axes: gather, rescale, take from the upper layer."""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from b2b_jax.axes import Axes
+from b2b_jax.growth.maps import IndexMap
+
+Maps = Mapping[str, IndexMap]
+MAX_SLICES = 16
+
+
+def gather(
+    leaf: Shaped[Array, "..."], indices: np.ndarray, *, axis: int
+) -> Shaped[Array, "..."]:
+    """Take entries along one axis; runs of neighbours are copied as slices.
+
+    A cyclic map is a handful of runs, and slices stream through memory where an index gather
+    does not.
+    """
+    starts = np.flatnonzero(np.diff(indices, prepend=indices[:1] - 2) != 1)
+    if len(starts) > MAX_SLICES:
+        return jnp.take(leaf, indices, axis=axis)
+    bounds = [*starts, len(indices)]
+    runs = [(indices[a], b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    if runs == [(0, leaf.shape[axis])]:
+        return leaf
+    before = (slice(None),) * axis
+    return jnp.concatenate(
+        [leaf[*before, start : start + length] for start, length in runs], axis=axis
+    )
+
+
+def rescale(
+    leaf: Float[Array, "..."], copies: np.ndarray, *, axis: int
+) -> Float[Array, "..."]:
+    """Divide every entry along one axis by its copy count (the 1/C of Eq. 7)."""
+    if (copies == 1).all():
+        return leaf
+    shape = [1] * leaf.ndim
+    shape[axis] = len(copies)
+    return leaf / jnp.asarray(copies, leaf.dtype).reshape(shape)
+
+
+def expand(leaf: Float[Array, "..."], axes: Axes, maps: Maps) -> Float[Array, "..."]:
+    r"""EXPN of bert2BERT (Eq. 7, 8, 9 and 13): gather along every axis, divide along consumed ones.
+
+    $$U_{(i,j)} = \frac{1}{C_{g_{in}(i)}} W_{(g_{in}(i),\, g_{out}(j))}$$
+
+    Nothing is divided along produced axes, so biases, norms and embeddings are copied; the norm in
+    front of a tied decoder is divided along the axis that it absorbs.
+
+    Args:
+        leaf: the source parameter, one dimension per name in ``axes``.
+        axes: its named axes.
+        maps: axis name -> index map; an axis without a map stays as it is. The ``layers`` axis is
+            grown by `grow`, after the width.
+    """
+    for dimension, (name, divided) in enumerate(zip(axes.names, axes.divided, strict=True)):
+        if name in maps and name != "layers":
+            leaf = gather(leaf, maps[name].indices, axis=dimension)
+            if divided:
+                leaf = rescale(leaf, maps[name].copies, axis=dimension)
+    return leaf
+
+
+def take_from_upper(
+    widened: Float[Array, "layers ..."], axes: Axes, maps: Maps, *, donated: Sequence[str]
+) -> Float[Array, "layers ..."]:
+    r"""AKI (bert2BERT, Eq. 16): new entries of the donated axes come from the layer above.
+
+    $$U^l_{(*,j)} = \tilde U^l_{(*,j)}\; (j \le d^s),\qquad
+      \tilde U^{l+1}_{(*,g(j))}\; (j > d^s)$$
+
+    The donor is the source's own layer l+1, expanded in its consumed axes (Eq. 15). The last layer
+    has none above it and keeps its own entries, which is FPI.
+
+    Args:
+        widened: the parameter after `expand`, with the source's number of layers in front.
+        axes: its named axes.
+        maps: axis name -> index map, identity on the first source-size entries.
+        donated: the axes along which entries beyond the source's size are taken from above.
+    """
+    layers = widened.shape[0]
+    upper = gather(widened, np.minimum(np.arange(layers) + 1, layers - 1), axis=0)
+    is_new = np.zeros((1,) * widened.ndim, bool)
+    for dimension, name in enumerate(axes.names):
+        if name in donated and name in maps:
+            grown = maps[name]
+            shape = [1] * widened.ndim
+            shape[dimension] = grown.target_size
+            beyond = np.arange(grown.target_size) >= grown.source_size
+            is_new = is_new | beyond.reshape(shape)
+    return jnp.where(is_new, upper, widened)

@@ -1,0 +1,7 @@
+"""BERT and GPT-2 in Flax Linen, with stacked layers."""
+
+from b2b_jax.models.config import ConfigError, ModelConfig, preset
+from b2b_jax.models.layers import Compute
+from b2b_jax.models.model import Model, build_model
+
+__all__ = ["Compute", "ConfigError", "Model", "ModelConfig", "build_model", "preset"]

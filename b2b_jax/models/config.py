@@ -1,0 +1,200 @@
+"""Model configurations: frozen, validated, with Hugging Face's field names."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from b2b_jax.axes import AxisTable
+from b2b_jax.models import tables
+
+Family = Literal["bert", "gpt2"]
+Activation = Literal["gelu", "gelu_new", "relu"]
+HEADS = ("mlm", "lm", "pooler", "nsp")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message lists every reason."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants of a BERT or GPT-2 model; everything that its parameters depend on."""
+
+    family: Family = "bert"
+    """"bert": post-norm encoder; "gpt2": pre-norm causal decoder."""
+    vocab_size: int = 30522
+    """Rows of the token table."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_hidden_layers: int = 12
+    """Number of transformer layers."""
+    num_attention_heads: int = 12
+    """Heads per layer; must divide hidden_size."""
+    intermediate_size: int = 3072
+    """Neurons of each feed-forward block."""
+    max_position_embeddings: int = 512
+    """Longest sequence, in tokens."""
+    type_vocab_size: int = 2
+    """Segment types (BERT only)."""
+    hidden_act: Activation = "gelu"
+    """"gelu" is the exact one, "gelu_new" the tanh approximation."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance inside every LayerNorm."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout after the embeddings and after every block's output projection."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout of attention probabilities."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh kernels and embeddings (before truncation for BERT)."""
+    heads: tuple[str, ...] = ("mlm",)
+    """Output heads: "mlm", "pooler", "nsp" (needs "pooler") for bert; "lm" for gpt2."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def norm_position(self) -> Literal["pre", "post"]:
+        """Whether a block normalises its input or the sum of input and output."""
+        return "pre" if self.family == "gpt2" else "post"
+
+    def replace(self, **changes: Any) -> "ModelConfig":
+        """A copy with some fields changed.
+
+        Example:
+            >>> ModelConfig().replace(hidden_size=1024, num_attention_heads=16).head_dim
+            64
+        """
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "heads": list(self.heads)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
+        """Rebuild a config from `to_dict`'s value."""
+        return cls(**{**fields, "heads": tuple(fields["heads"])})
+
+    def invariants(self) -> dict[str, Any]:
+        """Fields that growth cannot change, because the function would change with them."""
+        names = ("family", "hidden_act", "layer_norm_eps", "heads")
+        return {name: getattr(self, name) for name in names}
+
+    def axis_sizes(self) -> dict[str, int]:
+        """Size of every axis that the parameters name."""
+        sizes = {
+            "layers": self.num_hidden_layers,
+            "embed": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "head_dim": self.head_dim,
+            "mlp": self.intermediate_size,
+            "vocab": self.vocab_size,
+            "positions": self.max_position_embeddings,
+        }
+        if self.family == "bert":
+            sizes |= {"types": self.type_vocab_size, "nsp_classes": 2}
+        return sizes
+
+    def axis_table(self) -> AxisTable:
+        """Parameter path -> named axes, for growth, sharding, decay and fresh initialisation."""
+        std = self.initializer_range
+        if self.family == "gpt2":
+            return tables.gpt2(std, self.num_hidden_layers)
+        return tables.bert(std, self.heads)
+
+    def problems(self) -> list[str]:
+        """Every reason why no model can be built: field, value found, value expected."""
+        found = []
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            if getattr(self, name) < 1:
+                found.append(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name}: found {getattr(self, name)}, expected 0 <= p < 1")
+        if self.family not in get_args(Family):
+            found.append(f"family: found {self.family!r}, expected one of {get_args(Family)}")
+        if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
+            fits = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
+            near = sorted(fits, key=lambda n: abs(n - self.num_attention_heads))[:4]
+            found.append(
+                f"num_attention_heads: found {self.num_attention_heads}, which does not divide "
+                f"hidden_size ({self.hidden_size}); nearest that do: {sorted(near)}"
+            )
+        valid = ("lm",) if self.family == "gpt2" else ("mlm", "pooler", "nsp")
+        for head in self.heads:
+            if head not in valid:
+                found.append(f"heads: found {head!r}, expected some of {valid} for {self.family}")
+        if "nsp" in self.heads and "pooler" not in self.heads:
+            found.append('heads: "nsp" reads the pooled output; add "pooler"')
+        return found
+
+    def validate(self) -> "ModelConfig":
+        """Return the config itself, or raise one `ConfigError` that lists all `problems`."""
+        found = self.problems()
+        if found:
+            raise ConfigError("This model cannot be built:\n  " + "\n  ".join(found))
+        return self
+
+
+def _bert(layers: int, width: int, head_dim: int = 64, **fields: Any) -> ModelConfig:
+    return ModelConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // head_dim,
+        intermediate_size=4 * width,
+        **fields,
+    )
+
+
+def _gpt2(layers: int, width: int, head_dim: int = 64, **fields: Any) -> ModelConfig:
+    defaults: dict[str, Any] = {"vocab_size": 50257, "max_position_embeddings": 1024}
+    return _bert(
+        layers,
+        width,
+        head_dim,
+        **(defaults | fields),
+        family="gpt2",
+        type_vocab_size=1,
+        hidden_act="gelu_new",
+        layer_norm_eps=1e-5,
+        heads=("lm",),
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "bert-base": _bert(12, 768),
+    "bert-large": _bert(24, 1024),
+    "bert-12x512": _bert(12, 512),
+    "bert-12x384": _bert(12, 384),
+    "bert-6x512": _bert(6, 512),
+    "bert-tiny": _bert(4, 128, 32, vocab_size=8192, max_position_embeddings=128),
+    "gpt2": _gpt2(12, 768),
+    "gpt2-12x512": _gpt2(12, 512),
+    "gpt2-tiny": _gpt2(4, 128, 32, vocab_size=8192, max_position_embeddings=128),
+}
+"""Named configurations: BERT and GPT-2 as published, the sources of bert2BERT, and tiny ones."""
+
+
+def preset(name: str) -> ModelConfig:
+    """Look up a named configuration.
+
+    Raises:
+        ConfigError: if there is no preset of that name; lists those there are.
+
+    Example:
+        >>> preset("bert-base").hidden_size
+        768
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

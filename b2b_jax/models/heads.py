@@ -1,0 +1,80 @@
+"""What comes after the last layer: language-model heads, pooler, next-sentence head."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from b2b_jax.models.config import ModelConfig
+from b2b_jax.models.layers import ACTIVATIONS, Compute, kernel_init, layer_norm
+
+
+class MlmHead(nn.Module):
+    """Transform, norm and bias around the tied decoder of BERT."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x_ND: Float[Array, "... D"], table_VD: Float[Array, "V D"]
+    ) -> Float[Array, "... V"]:
+        cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
+        transform = nn.Dense(
+            cfg.hidden_size,
+            dtype=dtype,
+            kernel_init=kernel_init(cfg.initializer_range),
+            name="transform",
+        )
+        x_ND = ACTIVATIONS[cfg.hidden_act](transform(x_ND))
+        x_ND = layer_norm(cfg, self.compute, "norm")(x_ND)
+        return DecoderBias(cfg.vocab_size, name="decoder")(tied_logits(x_ND, table_VD))
+
+
+class DecoderBias(nn.Module):
+    """One bias per vocabulary entry."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
+        return logits + self.param("bias", nn.initializers.zeros, (self.size,))
+
+
+def tied_logits(
+    x_ND: Float[Array, "... D"], table_VD: Float[Array, "V D"]
+) -> Float[Array, "... V"]:
+    """Logits against the token table, accumulated in float32."""
+    return jnp.einsum(
+        "...d,vd->...v", x_ND, table_VD.astype(x_ND.dtype), preferred_element_type=jnp.float32
+    )
+
+
+class Pooler(nn.Module):
+    """Dense tanh layer on the first token."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+        cfg = self.cfg
+        dense = nn.Dense(
+            cfg.hidden_size,
+            dtype=jnp.dtype(self.compute.dtype),
+            kernel_init=kernel_init(cfg.initializer_range),
+            name="dense",
+        )
+        return jnp.tanh(dense(x_BTD[:, 0]))
+
+
+class NspHead(nn.Module):
+    """Two-way classifier on the pooled output."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, pooled_BD: Float[Array, "B D"]) -> Float[Array, "B 2"]:
+        classifier = nn.Dense(
+            2, kernel_init=kernel_init(self.cfg.initializer_range), name="classifier"
+        )
+        return classifier(pooled_BD.astype(jnp.float32))

@@ -1,0 +1,203 @@
+"""Transformer parts shared by the model families, as Flax Linen modules with stable names.
+
+Shape suffixes: B batch, T tokens, D residual width, H heads, K head width, F neurons, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from b2b_jax.models.config import Activation, ModelConfig
+
+AttentionImplementation = Literal["auto", "xla", "cudnn"]
+Remat = Literal["none", "dots", "full"]
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is computed; changes speed and rounding, never parameters."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Activations and matrix products; parameters stay float32."""
+    attention: AttentionImplementation = "auto"
+    """Kernel of jax.nn.dot_product_attention; "auto" lets JAX choose."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: nothing, everything but matrix products, or all."""
+    scan_unroll: int = 1
+    """Layers per iteration of the scan over layers; larger compiles slower and may run faster."""
+
+
+def kernel_init(std: float) -> nn.initializers.Initializer:
+    """Normal initialisation truncated at two deviations of ``std``, as BERT does."""
+    return nn.initializers.truncated_normal(std)
+
+
+def layer_norm(cfg: ModelConfig, compute: Compute, name: str) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics."""
+    return nn.LayerNorm(epsilon=cfg.layer_norm_eps, dtype=jnp.dtype(compute.dtype), name=name)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (bert2BERT, Eq. 2)."""
+
+    cfg: ModelConfig
+    compute: Compute
+    causal: bool
+    residual_std: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        mask_BT: Bool[Array, "B T"] | None,
+        deterministic: bool,
+    ) -> Float[Array, "B T D"]:
+        cfg = self.cfg
+        dtype = jnp.dtype(self.compute.dtype)
+
+        def project(name: str) -> Float[Array, "B T H K"]:
+            return nn.DenseGeneral(
+                (cfg.num_attention_heads, cfg.head_dim),
+                dtype=dtype,
+                kernel_init=kernel_init(cfg.initializer_range),
+                name=name,
+            )(x_BTD)
+
+        q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
+        mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        if deterministic or cfg.attention_probs_dropout_prob == 0:
+            chosen = self.compute.attention
+            mixed_BTHK = jax.nn.dot_product_attention(
+                q_BTHK,
+                k_BTHK,
+                v_BTHK,
+                mask=mask,
+                is_causal=self.causal,
+                implementation=None if chosen == "auto" else chosen,
+            )
+        else:
+            # jax.nn.dot_product_attention has no dropout of probabilities.
+            if self.causal:
+                tokens = x_BTD.shape[1]
+                triangle = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
+                mask = triangle if mask is None else mask & triangle
+            mixed_BTHK = nn.dot_product_attention(
+                q_BTHK,
+                k_BTHK,
+                v_BTHK,
+                mask=mask,
+                dropout_rng=self.make_rng("dropout"),
+                dropout_rate=cfg.attention_probs_dropout_prob,
+                broadcast_dropout=False,
+                dtype=dtype,
+            )
+        return nn.DenseGeneral(
+            cfg.hidden_size,
+            axis=(-2, -1),
+            dtype=dtype,
+            kernel_init=kernel_init(self.residual_std),
+            name="out",
+        )(mixed_BTHK)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block (bert2BERT, Eq. 3)."""
+
+    cfg: ModelConfig
+    compute: Compute
+    residual_std: float
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
+        up = nn.Dense(
+            cfg.intermediate_size,
+            dtype=dtype,
+            kernel_init=kernel_init(cfg.initializer_range),
+            name="up",
+        )
+        down = nn.Dense(
+            cfg.hidden_size, dtype=dtype, kernel_init=kernel_init(self.residual_std), name="down"
+        )
+        return down(ACTIVATIONS[cfg.hidden_act](up(x_BTD)))
+
+
+class Block(nn.Module):
+    """One transformer layer, pre-norm or post-norm as the family has it."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        mask_BT: Bool[Array, "B T"] | None,
+        deterministic: bool,
+    ) -> Float[Array, "B T D"]:
+        cfg, compute = self.cfg, self.compute
+        pre = cfg.norm_position == "pre"
+        std = cfg.initializer_range
+        residual_std = std / (2 * cfg.num_hidden_layers) ** 0.5 if pre else std
+        attention = SelfAttention(cfg, compute, pre, residual_std, name="attention")
+        mlp = Mlp(cfg, compute, residual_std, name="mlp")
+        attention_norm = layer_norm(cfg, compute, "attention_norm")
+        mlp_norm = layer_norm(cfg, compute, "mlp_norm")
+        drop = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)
+        if pre:
+            x_BTD = x_BTD + drop(attention(attention_norm(x_BTD), mask_BT, deterministic))
+            return x_BTD + drop(mlp(mlp_norm(x_BTD)))
+        x_BTD = attention_norm(x_BTD + drop(attention(x_BTD, mask_BT, deterministic)))
+        return mlp_norm(x_BTD + drop(mlp(x_BTD)))
+
+
+class Table(nn.Module):
+    """A lookup table that can also be read as a matrix."""
+
+    rows: int
+    width: int
+    std: float
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "..."], dtype: Any) -> Float[Array, "... D"]:
+        table = self.param("embedding", kernel_init(self.std), (self.rows, self.width))
+        return jnp.take(table.astype(dtype), ids, axis=0)
+
+
+class Embeddings(nn.Module):
+    """Token plus learned position embeddings; BERT adds segment types and a LayerNorm."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        token_type_ids: Int[Array, "B T"] | None,
+        deterministic: bool,
+    ) -> Float[Array, "B T D"]:
+        cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
+        std, width = cfg.initializer_range, cfg.hidden_size
+        bert = cfg.family == "bert"
+        positions = jnp.arange(input_ids.shape[-1])
+        x_BTD = Table(cfg.vocab_size, width, std, name="token")(input_ids, dtype)
+        position = Table(
+            cfg.max_position_embeddings, width, std if bert else std / 2, name="position"
+        )
+        x_BTD = x_BTD + position(positions, dtype)[None]
+        if bert:
+            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            token_type = Table(cfg.type_vocab_size, width, std, name="token_type")
+            x_BTD = layer_norm(cfg, self.compute, "norm")(x_BTD + token_type(types, dtype))
+        return nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x_BTD)

@@ -1,0 +1,214 @@
+"""A model as pure functions over its parameters: embed, run layers, read out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from b2b_jax.axes import AxisTable, shapes
+from b2b_jax.models.config import ModelConfig
+from b2b_jax.models.heads import MlmHead, NspHead, Pooler, tied_logits
+from b2b_jax.models.layers import Block, Compute, Embeddings, layer_norm
+from b2b_jax.tree import check_structure
+from b2b_jax.types import Params, PRNGKey
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A BERT or GPT-2 whose layers are stacked along a leading axis of every layer parameter.
+
+    Holds no arrays: every method is a pure function of the parameters that it is given.
+    """
+
+    cfg: ModelConfig
+    compute: Compute = field(default_factory=Compute)
+
+    @cached_property
+    def axes(self) -> AxisTable:
+        """Parameter path -> named axes."""
+        return self.cfg.axis_table()
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter path -> shape."""
+        return shapes(self.axes, self.cfg.axis_sizes())
+
+    def init(self, key: PRNGKey) -> Params:
+        """Draw fresh float32 parameters.
+
+        Raises:
+            StructureError: if modules and axis table disagree (a defect of this package).
+        """
+        params = jax.jit(self._init)(key)
+        check_structure(params, self.shapes, where=f"a fresh {self.cfg.family} model")
+        return params
+
+    def _init(self, key: PRNGKey) -> Params:
+        cfg, compute = self.cfg, self.compute
+        embed_key, layer_key, head_key = jax.random.split(key, 3)
+        ids = jnp.zeros((1, 1), jnp.int32)
+        x_BTD = jnp.zeros((1, 1, cfg.hidden_size), jnp.dtype(compute.dtype))
+
+        def init_block(block_key: PRNGKey) -> Any:
+            return Block(cfg, compute).init(block_key, x_BTD, None, True)["params"]
+
+        params = {
+            "embeddings": Embeddings(cfg, compute).init(embed_key, ids, None, True)["params"],
+            "layers": jax.vmap(init_block)(jax.random.split(layer_key, cfg.num_hidden_layers)),
+        }
+        if cfg.family == "gpt2":
+            params["final_norm"] = layer_norm(cfg, compute, "final_norm").init(head_key, x_BTD)[
+                "params"
+            ]
+        mlm_key, pooler_key, nsp_key = jax.random.split(head_key, 3)
+        if "mlm" in cfg.heads:
+            table = params["embeddings"]["token"]["embedding"]
+            params["mlm"] = MlmHead(cfg, compute).init(mlm_key, x_BTD, table)["params"]
+        if "pooler" in cfg.heads:
+            params["pooler"] = Pooler(cfg, compute).init(pooler_key, x_BTD)["params"]
+        if "nsp" in cfg.heads:
+            params["nsp"] = NspHead(cfg).init(nsp_key, x_BTD[:, 0])["params"]
+        return params
+
+    def embed(
+        self,
+        params: Mapping[str, Any],
+        input_ids: Int[Array, "B T"],
+        *,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Input of the first layer. Needs ``params["embeddings"]`` only; no key, no dropout."""
+        deterministic = dropout_key is None
+        return Embeddings(self.cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["embeddings"]},
+            input_ids,
+            token_type_ids,
+            deterministic,
+            rngs=None if deterministic else {"dropout": dropout_key},
+        )
+
+    def run_layers(
+        self,
+        layers: Mapping[str, Any],
+        x_BTD: Float[Array, "B T D"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        dropout_keys: PRNGKey | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Run stacked layers from the bottom up with one scan.
+
+        Args:
+            layers: parameters with a leading ``layers`` axis of any length, also none.
+            x_BTD: input of the lowest of them.
+            mask: True where a token may be attended to.
+            dropout_keys: one key per layer; none, no dropout.
+        """
+
+        def one_layer(x: Array, inputs: tuple[Any, PRNGKey | None]) -> tuple[Any, None]:
+            layer, key = inputs
+            rngs = None if key is None else {"dropout": key}
+            block = Block(self.cfg, self.compute)
+            return block.apply({"params": layer}, x, mask, key is None, rngs=rngs), None
+
+        if self.compute.remat != "none":
+            policy = REMAT_POLICIES[self.compute.remat]
+            one_layer = jax.checkpoint(one_layer, policy=policy, prevent_cse=False)
+        out_BTD, _ = jax.lax.scan(
+            one_layer, x_BTD, (layers, dropout_keys), unroll=self.compute.scan_unroll
+        )
+        return out_BTD
+
+    def logits(
+        self, params: Mapping[str, Any], x: Float[Array, "... D"]
+    ) -> Float[Array, "... V"]:
+        """Vocabulary logits, float32, of the last layer's output at any set of positions.
+
+        Needs the head and ``params["embeddings"]["token"]["embedding"]``, the tied decoder.
+        """
+        cfg, compute = self.cfg, self.compute
+        table_VD = params["embeddings"]["token"]["embedding"]
+        if cfg.family == "gpt2":
+            norm = layer_norm(cfg, compute, "final_norm")
+            return tied_logits(
+                norm.apply({"params": params["final_norm"]}, x),  # pyright: ignore
+                table_VD,
+            )
+        return MlmHead(cfg, compute).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["mlm"]}, x, table_VD
+        )
+
+    def pooled(
+        self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
+    ) -> Float[Array, "B D"]:
+        """Pooled first token of the last layer's output (BERT with a pooler)."""
+        return Pooler(self.cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["pooler"]}, x_BTD
+        )
+
+    def next_sentence_logits(
+        self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
+    ) -> Float[Array, "B 2"]:
+        """Is-next / is-random logits of the last layer's output (BERT with an NSP head)."""
+        return NspHead(self.cfg).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["nsp"]}, self.pooled(params, x_BTD)
+        )
+
+    def hidden(
+        self,
+        params: Mapping[str, Any],
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Output of the last layer, without dropout."""
+        mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)
+        x_BTD = self.embed(params, jnp.asarray(input_ids), token_type_ids=token_type_ids)
+        return self.run_layers(params["layers"], x_BTD, mask=mask)
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits at every position, float32, without dropout.
+
+        Args:
+            params: what `init`, growth or a checkpoint gave.
+            input_ids: token ids.
+            attention_mask: 1 where a token may be attended to; all of them by default.
+            token_type_ids: segment ids (BERT); zeros by default.
+        """
+        return self.logits(params, self.hidden(params, input_ids, attention_mask, token_type_ids))
+
+
+def build_model(cfg: ModelConfig, *, compute: Compute | None = None) -> Model:
+    """Make the model of a config.
+
+    Args:
+        cfg: sizes and constants.
+        compute: dtype, kernels and memory-for-time trades; the default is plain float32.
+
+    Raises:
+        ConfigError: lists everything about the config that cannot be built.
+
+    Example:
+        >>> import jax
+        >>> from b2b_jax.models import preset
+        >>> model = build_model(preset("bert-tiny").replace(num_hidden_layers=1))
+        >>> params = model.init(jax.random.key(0))
+        >>> model.apply(params, jax.numpy.ones((2, 5), int)).shape
+        (2, 5, 8192)
+    """
+    return Model(cfg.validate(), compute or Compute())
