@@ -1,0 +1,203 @@
+"""`b2b train`: start or continue a run (effects)."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from b2b_jax.commands.folders import write_json, write_text, write_yaml
+from b2b_jax.commands.prepare import prepare_command
+from b2b_jax.config import raise_problems
+from b2b_jax.data import Prepared
+from b2b_jax.models import ConfigError
+from b2b_jax.report.flops import peak_flops, step_cost
+from b2b_jax.train.checkpoint import Checkpoints, SavedModel, load_model
+from b2b_jax.train.config import RunConfig, changed_fields
+from b2b_jax.train.loop import Accounting, Outcome, Trainer
+from b2b_jax.train.programs import Programs
+from b2b_jax.train.stages import full_model
+from b2b_jax.train.writers import Reporter, duration
+from b2b_jax.types import Params
+
+
+def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
+    """Train to the end, or go on from the newest checkpoint, or say that the run is finished.
+
+    Raises:
+        ConfigError: if the folder holds a run with other results, or parts do not fit together.
+    """
+    run_dir = Path(config.run_dir)
+    _refuse_other_run(run_dir, config)
+    finished = _finished(run_dir, config)
+    if finished is not None:
+        reporter.note(f"{run_dir}: finished before, at step {finished.step}; nothing to do")
+        return finished
+    prepared = prepare_command(config.data, reporter=reporter)
+    _check_vocabulary(config, prepared)
+    lineage, initial = _origin(config, reporter=reporter)
+    write_yaml(run_dir / "config.yaml", config.to_dict())
+    write_text(run_dir / "README.md", _card(config, lineage))
+    if lineage.get("growth_plan"):
+        write_json(run_dir / "growth_plan.json", lineage["growth_plan"])
+    write_json(run_dir / "lineage.json", {k: v for k, v in lineage.items() if k != "growth_plan"})
+    accounting = price(config)
+    trainer = Trainer(
+        config,
+        prepared,
+        accounting=accounting,
+        reporter=reporter,
+        initial=initial,
+        lineage=lineage,
+    )
+    _describe(config, trainer, accounting, reporter)
+    outcome = trainer.run()
+    heldout = "" if outcome.heldout_loss is None else f", held-out loss {outcome.heldout_loss:.4f}"
+    reporter.note(
+        f"{run_dir}: {'finished' if outcome.exit_code == 0 else 'stopped and saved'} at step "
+        f"{outcome.step}{heldout}, {duration(outcome.seconds)} of training"
+    )
+    if outcome.exit_code:
+        reporter.note("repeat the command to continue")
+    return outcome
+
+
+def price(config: RunConfig) -> Accounting:
+    """FLOPs of the run's steps by both accountings, and the peak of its devices if known."""
+    train, bert = config.train, config.model.family == "bert"
+    predictions = train.masked_positions if bert else train.sequence_length - 1
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return Accounting(
+        step_cost=lambda sub: step_cost(
+            config.model,
+            sub,
+            batch_size=train.batch_size,
+            sequence_length=train.sequence_length,
+            predictions=predictions,
+        ),
+        peak_flops=None if peak is None else peak * jax.device_count(),
+    )
+
+
+def _refuse_other_run(run_dir: Path, config: RunConfig) -> None:
+    try:
+        before = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{run_dir}/config.yaml cannot be read: {error}") from error
+    # A run that has not saved anything yet has no result to protect.
+    if not any((run_dir / "checkpoints").glob("[0-9]*")):
+        return
+    changed = changed_fields(before, json.loads(json.dumps(config.to_dict())))
+    raise_problems(
+        f"{run_dir} holds a run that these settings would change. Set them back, or choose another "
+        "run_dir, or delete the folder",
+        changed,
+    )
+
+
+def _finished(run_dir: Path, config: RunConfig) -> Outcome | None:
+    if not (run_dir / "checkpoints").is_dir():
+        return None
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    try:
+        step = checkpoints.latest_step()
+        if step is None or step < config.train.steps:
+            return None
+        progress = checkpoints.meta(step)["progress"]
+        return Outcome(0, step, progress["heldout_loss"], progress["seconds"])
+    finally:
+        checkpoints.close()
+
+
+def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
+    if prepared.tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: found {config.model.vocab_size}, but the tokenizer has "
+            f"{prepared.tokenizer.vocab_size} tokens ({prepared.path}); set at least that many, "
+            "or data.vocab_size lower"
+        )
+
+
+def _origin(
+    config: RunConfig, *, reporter: Reporter
+) -> tuple[dict[str, Any], Callable[[Programs], Params]]:
+    lineage: dict[str, Any] = {"library_version": version("b2b_jax")}
+    if not config.init:
+        return lineage, lambda programs: programs.init_params()
+    saved = load_model(config.init)
+    _check_same_model(config, saved)
+    reporter.note(f"init: parameters of {config.init}")
+    lineage |= saved.meta.get("lineage", {})
+    lineage |= {"init": config.init, "init_fingerprint": saved.fingerprint}
+    return lineage, lambda programs: programs.put_params(saved.params)
+
+
+def _check_same_model(config: RunConfig, saved: SavedModel) -> None:
+    dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+    found, wanted = saved.config.to_dict(), config.model.to_dict()
+    raise_problems(
+        f"init {config.init} holds another model than the config asks for; leave the model section "
+        "out to take the model of init",
+        [
+            f"model.{name}: init has {found[name]!r}, the config {wanted[name]!r}"
+            for name in found
+            if name not in dropouts and found[name] != wanted[name]
+        ],
+    )
+
+
+def _describe(
+    config: RunConfig, trainer: Trainer, accounting: Accounting, reporter: Reporter
+) -> None:
+    model, train = config.model, config.train
+    parameters = sum(math.prod(shape) for shape in trainer.programs.model.shapes.values())
+    step = accounting.step_cost(full_model(model.num_hidden_layers))
+    mesh = ", ".join(f"{name} {size}" for name, size in trainer.programs.mesh.shape.items())
+    reporter.note(
+        f"model: {model.family}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
+        f"{parameters / 1e6:.2f} M parameters"
+    )
+    reporter.note(
+        f"run: {train.steps} steps of {train.batch_size} x {train.sequence_length} tokens, "
+        f"{step.exact / 1e9:.1f} GFLOP per full step; "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind} ({mesh}); writes {config.run_dir}/"
+    )
+    if config.two_stage.steps:
+        depths = ", ".join(str(sub.depth) for sub in trainer.subs)
+        reporter.note(
+            f"stages: {config.two_stage.steps} steps of sub-models ({depths} layers), then "
+            f"{train.steps - config.two_stage.steps} of the whole model"
+        )
+
+
+def _card(config: RunConfig, lineage: Mapping[str, Any]) -> str:
+    model = config.model
+    origin = "random initialisation"
+    if config.init:
+        origin = f"`{config.init}`"
+        if lineage.get("source"):
+            method = lineage.get("method", "growth")
+            origin += f", which was grown from `{lineage['source']}` by {method}"
+    stages = (
+        f"{config.two_stage.steps} steps of sub-models of {config.two_stage.layers_per_block} more "
+        "layers each, then the whole model"
+        if config.two_stage.steps
+        else "the whole model throughout"
+    )
+    return (
+        f"# {Path(config.run_dir).name}\n\n"
+        f"A {model.family} model of {model.num_hidden_layers} layers and width "
+        f"{model.hidden_size}, pre-trained with b2b_jax {lineage['library_version']}.\n\n"
+        f"- Starts from: {origin}\n"
+        f"- Data: {config.data.source}\n"
+        f"- Training: {config.train.steps} steps of {config.train.batch_size} sequences of "
+        f"{config.train.sequence_length} tokens; {stages}\n"
+        "- Files: `config.yaml` (every setting), `metrics.csv` and `tensorboard/` (curves), "
+        "`checkpoints/` (Orbax)\n"
+    )

@@ -1,0 +1,200 @@
+"""From YAML files and command-line flags to one validated `RunConfig` (effects: reads files)."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from b2b_jax.models import ConfigError, ModelConfig, preset
+from b2b_jax.train.checkpoint import read_meta
+from b2b_jax.train.config import RunConfig
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping and everything that it extends.
+
+    ``extends: other.yaml`` (or a list of files), relative to the file itself, is read first; the
+    file's own entries then replace or add to it, key by key.
+
+    Raises:
+        ConfigError: if a file is missing, is no YAML, or extends itself.
+    """
+    return _read_yaml(Path(path), ())
+
+
+def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in readers:
+        raise ConfigError(f"{path}: extends itself, through {[str(r) for r in readers]}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found a {type(content).__name__}, expected 'field: value'")
+    bases = content.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, _read_yaml(path.parent / base, (*readers, path.resolve())))
+    return _merge(merged, content)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def build(schema: type, values: Any, *, base: Any = None, where: str = "") -> tuple[Any, list[str]]:
+    """Fill a dataclass from nested YAML values.
+
+    Args:
+        schema: a dataclass type.
+        values: a mapping of its fields.
+        base: an instance that supplies the fields not mentioned; the defaults otherwise.
+        where: path of this part, for messages.
+
+    Returns:
+        the instance, and every problem found: unknown keys with the nearest valid one, and values
+        of a wrong type. The instance is only of use if there is none.
+    """
+    base = schema() if base is None else base
+    if not isinstance(values, Mapping):
+        return base, [f"{where.rstrip('.')}: found {values!r}, expected a mapping of fields"]
+    hints = typing.get_type_hints(schema)
+    valid = [entry.name for entry in dataclasses.fields(schema)]
+    changes, problems = {}, []
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+            problems.append(f"{name}: unknown field; {hint}")
+        elif dataclasses.is_dataclass(hints[key]):
+            part = hints[key]
+            changes[key], found = build(
+                part,  # pyright: ignore[reportArgumentType]
+                value,
+                base=getattr(base, key),
+                where=f"{name}.",
+            )
+            problems += found
+        else:
+            try:
+                changes[key] = _convert(value, hints[key])
+            except (TypeError, ValueError):
+                problems.append(f"{name}: found {value!r}, expected {_type_name(hints[key])}")
+    return dataclasses.replace(base, **changes), problems
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        # YAML reads bare on and off as booleans.
+        value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        if value not in typing.get_args(hint):
+            raise ValueError
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError
+        return tuple(_convert(entry, typing.get_args(hint)[0]) for entry in value)
+    if origin in (types.UnionType, typing.Union):
+        return value
+    if hint is float and not isinstance(value, bool):
+        return float(value)  # also "1e-4", which YAML 1.1 reads as text
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError
+    return value
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_type_name(typing.get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
+
+
+def model_from_values(
+    values: Any, *, base: ModelConfig | None = None, where: str = "model."
+) -> tuple[ModelConfig, list[str]]:
+    """A model config from YAML values; ``preset: NAME`` supplies what they do not mention."""
+    if isinstance(values, Mapping) and "preset" in values:
+        values = dict(values)
+        name = values.pop("preset")
+        try:
+            base = preset(name)
+        except ConfigError as error:
+            return base or ModelConfig(), [f"{where}preset: {error}"]
+    return build(ModelConfig, values, base=base, where=where)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply command-line flags, and check everything.
+
+    Without a ``model`` section the model is that of ``init``.
+
+    Args:
+        path: YAML file with the differences from the defaults.
+        overrides: flags such as ``--train.steps 100``.
+
+    Raises:
+        ConfigError: lists every unknown field, wrong type and impossible combination.
+    """
+    values = read_yaml(path)
+    base, problems = RunConfig(), []
+    if "model" in values:
+        model, problems = model_from_values(values.pop("model"))
+        base = dataclasses.replace(base, model=model)
+    elif isinstance(values.get("init"), str) and values["init"]:
+        model = ModelConfig.from_dict(read_meta(values["init"])["model"])
+        base = dataclasses.replace(base, model=model)
+    config, found = build(RunConfig, values, base=base)
+    raise_problems(f"{path} cannot be run", problems + found)
+    if overrides:
+        config = tyro.cli(RunConfig, default=config, args=list(overrides), prog=f"b2b train {path}")
+    raise_problems(f"{path} cannot be run", config.problems())
+    return config
+
+
+def load_target(to: str, source: ModelConfig) -> ModelConfig:
+    """The config to grow to.
+
+    Args:
+        to: the name of a preset, whose sizes are taken, or a YAML file with a ``model`` section or
+            bare model fields. What is not stated stays as in the source.
+        source: config of the model that is to be grown.
+
+    Raises:
+        ConfigError: if it cannot be read or built.
+    """
+    if not Path(to).exists() and not to.endswith((".yaml", ".yml")):
+        sizes = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        )
+        named = preset(to)
+        return source.replace(**{name: getattr(named, name) for name in sizes}).validate()
+    values = read_yaml(to)
+    target, problems = model_from_values(values.get("model", values), base=source)
+    raise_problems(f"{to} is no model", problems)
+    return target.validate()
+
+
+def raise_problems(title: str, problems: Sequence[str]) -> None:
+    """Raise one `ConfigError` with all problems, if there are any."""
+    if problems:
+        raise ConfigError(f"{title}:\n  " + "\n  ".join(problems))

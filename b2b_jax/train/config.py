@@ -1,0 +1,165 @@
+"""The schema of a training run: frozen dataclasses, one per concern."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from b2b_jax.data import DataConfig
+from b2b_jax.models import Compute, ModelConfig
+from b2b_jax.train.optim import OptimizerConfig
+from b2b_jax.train.sharding import MeshConfig
+from b2b_jax.train.stages import TwoStageConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and seed of a run."""
+
+    steps: int = 1000
+    """Updates in all, both stages together."""
+    batch_size: int = 64
+    """Sequences per update, over all devices and micro-batches."""
+    sequence_length: int = 128
+    """Tokens per sequence, special tokens included."""
+    masked_positions: int = 20
+    """Masked tokens per sequence (BERT only)."""
+    micro_batches: int = 1
+    """Parts of the batch whose gradients are accumulated one after the other."""
+    seed: int = 0
+    """Of initial parameters, data order, masks, dropout and sub-model draws."""
+    eval_every: int = 100
+    """Steps between two evaluations on held-out text."""
+    eval_batches: int = 8
+    """Held-out batches per evaluation."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept; changes no result."""
+
+    every_steps: int = 500
+    """Steps between two checkpoints; 0 switches this off."""
+    every_minutes: float = 10.0
+    """Minutes between two checkpoints; 0 switches this off."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 1
+    """Checkpoints of lowest held-out loss to keep besides."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training; changes no result."""
+
+    every_steps: int = 10
+    """Steps between two rows of metrics.csv."""
+    tensorboard: Literal["on", "off"] = "on"
+    """Whether TensorBoard events are written next to metrics.csv."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about one training run."""
+
+    run_dir: str = ""
+    """Folder of the run: configuration, metrics and checkpoints."""
+    init: str = ""
+    """Folder of a grown or trained model to start from; empty starts from random parameters."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    two_stage: TwoStageConfig = field(default_factory=TwoStageConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: Compute = field(default_factory=Compute)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as nested plain values, as config.yaml holds it."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(entry) for key, entry in value.items()}
+            return list(value) if isinstance(value, tuple) else value
+
+        return plain(dataclasses.asdict(self))
+
+    def problems(self) -> list[str]:
+        """Every reason why this run cannot start: field, value found, values expected."""
+        train, model = self.train, self.model
+        found = [] if self.run_dir else ["run_dir: found nothing, expected a folder to write to"]
+        found += [f"model.{problem}" for problem in model.problems()]
+        found += self.data.problems()
+        bounds = {
+            "train.steps": (train.steps, 1, None),
+            "train.batch_size": (train.batch_size, 1, None),
+            "train.sequence_length": (train.sequence_length, 4, model.max_position_embeddings),
+            "train.micro_batches": (train.micro_batches, 1, train.batch_size),
+            "train.eval_every": (train.eval_every, 1, None),
+            "train.eval_batches": (train.eval_batches, 1, None),
+            "train.seed": (train.seed, 0, 2**31 - 1),
+            "compute.scan_unroll": (self.compute.scan_unroll, 1, None),
+            "checkpoint.every_steps": (self.checkpoint.every_steps, 0, None),
+            "checkpoint.every_minutes": (self.checkpoint.every_minutes, 0, None),
+            "checkpoint.keep_last": (self.checkpoint.keep_last, 1, None),
+            "checkpoint.keep_best": (self.checkpoint.keep_best, 0, None),
+            "log.every_steps": (self.log.every_steps, 1, None),
+        }
+        if model.family == "bert":
+            # [CLS] and [SEP] are never masked.
+            bounds["train.masked_positions"] = (
+                train.masked_positions,
+                1,
+                max(train.sequence_length - 2, 1),
+            )
+        for name, (value, low, high) in bounds.items():
+            if value < low or (high is not None and value > high):
+                valid = f"at least {low}" if high is None else f"{low} to {high}"
+                found.append(f"{name}: found {value}, expected {valid}")
+        if train.micro_batches >= 1 and train.batch_size % train.micro_batches:
+            found.append(
+                f"train.micro_batches: found {train.micro_batches}, expected a divisor of "
+                f"train.batch_size ({train.batch_size})"
+            )
+        head = "mlm" if model.family == "bert" else "lm"
+        if head not in model.heads:
+            found.append(f"model.heads: found {list(model.heads)}, expected {head!r} among them")
+        found += self.optimizer.problems(train.steps)
+        found += self.two_stage.problems(model.num_hidden_layers, train.steps)
+        return found
+
+
+# Fields that decide where, when and how fast, but not what comes out.
+FREE_FIELDS = (
+    "run_dir",
+    "mesh.",
+    "checkpoint.",
+    "log.",
+    "compute.remat",
+    "compute.scan_unroll",
+    "data.prepared_dir",
+)
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Fields in which two runs differ so that they give other results: ``name: old -> new``.
+
+    Args:
+        before: `RunConfig.to_dict` of the run that exists.
+        after: the same of the run that is asked for.
+    """
+
+    def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for key, value in node.items():
+            nested = isinstance(value, dict)
+            fields |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+        return fields
+
+    old, new = flat(before), flat(after)
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if not name.startswith(FREE_FIELDS) and old.get(name) != new.get(name)
+    ]

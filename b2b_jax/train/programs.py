@@ -1,0 +1,132 @@
+"""The compiled programs of a run on its mesh, made once each (effects: devices)."""
+
+from functools import cached_property
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from b2b_jax.data import TokenizerInfo
+from b2b_jax.models import build_model
+from b2b_jax.train.config import RunConfig
+from b2b_jax.train.objective import Objective
+from b2b_jax.train.optim import make_optimizer
+from b2b_jax.train.sharding import (
+    batch_sharding,
+    make_mesh,
+    optimizer_shardings,
+    param_shardings,
+    replicated,
+)
+from b2b_jax.train.stages import SubModel
+from b2b_jax.train.state import TrainState
+from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from b2b_jax.tree import unflatten
+from b2b_jax.types import Params
+
+
+class Programs:
+    """Model, optimizer, mesh and the jitted functions of one run."""
+
+    def __init__(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
+        self.config = config
+        self.model = build_model(config.model, compute=config.compute)
+        self.mesh = make_mesh(config.mesh)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.model.axes, total_steps=config.train.steps
+        )
+        bert = config.model.family == "bert"
+        self.objective = Objective(
+            "mlm" if bert else "clm", tokenizer, config.train.masked_positions if bert else 0
+        )
+        self._train_steps: dict[SubModel, TrainStep] = {}
+        self._eval_steps: dict[tuple[int, ...], EvalStep] = {}
+
+    @cached_property
+    def param_shardings(self) -> Params:
+        """Nested dict of the parameters' shardings."""
+        return unflatten(param_shardings(self.model.axes, self.model.shapes, mesh=self.mesh))
+
+    @cached_property
+    def state_shardings(self) -> TrainState:
+        """Shardings of the whole state."""
+        shapes = jax.eval_shape(self._create, self.abstract_params())
+        optimizer = optimizer_shardings(
+            shapes.opt_state, shapes.params, self.param_shardings, mesh=self.mesh
+        )
+        return TrainState(replicated(self.mesh), self.param_shardings, optimizer)
+
+    def _create(self, params: Params) -> TrainState:
+        return TrainState.create(params, self.optimizer)
+
+    def abstract_params(self) -> Params:
+        """Shapes, dtypes and shardings of the parameters."""
+        shapes = unflatten(
+            {
+                path: jax.ShapeDtypeStruct(shape, np.float32)
+                for path, shape in self.model.shapes.items()
+            }
+        )
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            self.param_shardings,
+        )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the whole state, to restore a checkpoint into."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            jax.eval_shape(self._create, self.abstract_params()),
+            self.state_shardings,
+        )
+
+    def init_params(self) -> Params:
+        """Fresh parameters, created in their shards."""
+        init = jax.jit(self.model.init, out_shardings=self.param_shardings)
+        return init(jax.random.key(self.config.train.seed))
+
+    def put_params(self, params: Params) -> Params:
+        """Parameters from elsewhere, moved to their shards."""
+        return jax.device_put(params, self.param_shardings)
+
+    def create_state(self, params: Params) -> TrainState:
+        """The state before the first update."""
+        return jax.jit(self._create, out_shardings=self.state_shardings)(params)
+
+    def put(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
+        """This process's rows of a batch as one array over all devices."""
+        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), rows)
+
+    def is_compiled(self, sub: SubModel) -> bool:
+        """Whether the step of a sub-model has been compiled."""
+        return sub in self._train_steps
+
+    def compile_train_step(
+        self, sub: SubModel, state: TrainState, input_ids: Int[jax.Array, "B T"]
+    ) -> None:
+        """Trace and compile the step of a sub-model for arguments like these, without running it."""
+        step = make_train_step(
+            self.model,
+            self.optimizer,
+            objective=self.objective,
+            sub=sub,
+            seed=self.config.train.seed,
+            micro_batches=self.config.train.micro_batches,
+            mesh=self.mesh,
+        )
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        self._train_steps[sub] = jitted.lower(state, input_ids).compile()
+
+    def train_step(self, sub: SubModel) -> TrainStep:
+        """The compiled step that trains a sub-model; its state argument is donated."""
+        return self._train_steps[sub]
+
+    def eval_step(self, depths: tuple[int, ...]) -> EvalStep:
+        """The evaluation of some prefixes of the model."""
+        if depths not in self._eval_steps:
+            step = make_eval_step(
+                self.model, objective=self.objective, depths=depths, mesh=self.mesh
+            )
+            self._eval_steps[depths] = jax.jit(step)
+        return self._eval_steps[depths]

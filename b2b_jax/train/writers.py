@@ -1,0 +1,161 @@
+"""What a run leaves behind and shows: metrics.csv, TensorBoard events, progress (effects)."""
+
+import csv
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_LINE_SECONDS = 10.0
+Row = Mapping[str, Any]
+
+
+def metric_columns(depths: Sequence[int]) -> tuple[str, ...]:
+    """Columns of metrics.csv for a run whose sub-models have these depths (none: no stage one)."""
+    return (
+        "step",
+        "stage",
+        "depth",
+        "loss",
+        *(f"loss_depth_{depth}" for depth in depths),
+        "heldout_loss",
+        "heldout_submodel_mean",
+        *(f"heldout_depth_{depth}" for depth in depths),
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "flops_electra",
+        "flops_exact",
+        "mfu",
+        "seconds",
+    )
+
+
+class CsvWriter:
+    """Rows of metrics.csv; a resumed run drops the rows after its checkpoint and goes on."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, keep_through: int) -> None:
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    step, last = row.get("step") or "", row.get(columns[-1])
+                    # A line that was cut off by a kill lacks its last column.
+                    if step.isdigit() and last is not None and int(step) <= keep_through:
+                        kept.append({name: row.get(name) or "" for name in columns})
+        temporary = path.with_suffix(".tmp")
+        self._file = temporary.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+        os.replace(temporary, path)
+
+    def write(self, row: Row) -> None:
+        """Append one row; missing columns stay empty. It is on disk when this returns."""
+        self._writer.writerow({name: _cell(value) for name, value in row.items()})
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cell(value: Any) -> Any:
+    return repr(value) if isinstance(value, float) else value
+
+
+class TensorBoardWriter:
+    """The same rows as TensorBoard scalars."""
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        purge = start_step + 1 if start_step else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def write(self, row: Row) -> None:
+        """Write every number of a row."""
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+class Reporter(Protocol):
+    """Where a long job says how far it is."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        ...
+
+    def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
+        """Say how far the job is."""
+        ...
+
+    def close(self) -> None:
+        """The job is over."""
+        ...
+
+
+class TerminalReporter:
+    """One live line on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, title: str, *, console: Console | None = None) -> None:
+        self._title = title
+        self._console = console or Console(file=sys.stdout)
+        self._progress: Progress | None = None
+        self._last_line = -PLAIN_LINE_SECONDS
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
+        """Move the live line, or print one if enough time has passed."""
+        left = "--:--" if seconds_left is None else duration(seconds_left)
+        if self._console.is_terminal:
+            if self._progress is None:
+                self._progress = Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(bar_width=None),
+                    TextColumn("{task.completed}/{task.total}"),
+                    TextColumn("{task.fields[text]}"),
+                    TextColumn("ETA {task.fields[left]}"),
+                    console=self._console,
+                    transient=True,
+                )
+                self._progress.start()
+                self._progress.add_task(self._title, total=total, text="", left="--:--")
+            task = self._progress.task_ids[0]
+            self._progress.update(task, completed=done, total=total, text=text, left=left)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS or done >= total:
+            self._last_line = time.monotonic()
+            self.note(f"{self._title}  {done}/{total}  {text}  ETA {left}")
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes or hours.
+
+    Example:
+        >>> duration(75), duration(3 * 3600 + 120)
+        ('1:15', '3:02:00')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
