@@ -117,7 +117,7 @@ def make_train_step(
             params=merge(state.params, new_live, sub, model.axes),
             opt_state=merge_state(state.opt_state, live_opt, state.params, sub, model.axes),
         )
-        return new_state, StepMetrics(loss, optax.global_norm(grads))
+        return new_state, StepMetrics(loss, optax.tree.norm(grads))
 
     return step
 

@@ -1,0 +1,149 @@
+"""Tokens to batches: windows by index, shuffled by Grain, a pure function of (seed, step)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from b2b_jax.data.errors import DataError
+from b2b_jax.data.prepare import Prepared
+
+Layout = Literal["bert", "gpt2"]
+Split = Literal["train", "heldout"]
+
+
+class Windows(Sequence[dict[str, np.ndarray]]):
+    """Fixed-length windows over a stored token stream, by index.
+
+    BERT windows are ``[CLS]``, T-2 tokens, ``[SEP]``; GPT-2 windows are T tokens.
+    """
+
+    def __init__(self, path: Path, prepared: Prepared, length: int, layout: Layout) -> None:
+        self._path, self._info = path, prepared.tokenizer
+        self._length, self._layout = length, layout
+        self._body = length - 2 if layout == "bert" else length
+        self._tokens = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._tokens) // self._body
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:  # pyright: ignore
+        start = int(index) * self._body
+        body = np.asarray(self._tokens[start : start + self._body], np.int32)
+        if self._layout == "bert":
+            body = np.concatenate([[self._info.cls_id], body, [self._info.sep_id]])
+        return {"input_ids": body.astype(np.int32)}
+
+    def __repr__(self) -> str:
+        return f"Windows({self._path.name}, {self._layout}, {self._length})"
+
+
+def window_dataset(
+    prepared: Prepared, split: Split, *, sequence_length: int, layout: Layout
+) -> grain.MapDataset:
+    """The windows of a split as a random-access Grain dataset of ``input_ids`` int32 ``[T]``.
+
+    Raises:
+        DataError: if the split is shorter than one window, or the tokenizer does not fit.
+    """
+    if layout == "bert" and min(prepared.tokenizer.cls_id, prepared.tokenizer.sep_id) < 0:
+        raise DataError(f"{prepared.path}: BERT windows need [CLS] and [SEP]; use WordPiece")
+    try:
+        windows = Windows(prepared.path / f"{split}.npy", prepared, sequence_length, layout)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{prepared.path}/{split}.npy: cannot be read ({error}); delete the folder and prepare "
+            "it again"
+        ) from error
+    if not len(windows):
+        raise DataError(
+            f"{prepared.path}: the {split} split has fewer tokens than one window of "
+            f"{sequence_length}; give more text or a smaller train.sequence_length"
+        )
+    return grain.MapDataset.source(windows)
+
+
+def train_batches(
+    prepared: Prepared,
+    *,
+    sequence_length: int,
+    layout: Layout,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless training batches from a step on.
+
+    Batch n is a function of (seed, n): windows are reshuffled every epoch, and the position in the
+    data is the step itself. A process gets its contiguous rows of the global batch, so the number
+    of processes changes nothing.
+
+    Args:
+        prepared: the tokens.
+        sequence_length: T.
+        layout: "bert" or "gpt2".
+        batch_size: sequences per step over all processes.
+        seed: of the order.
+        start_step: the first step to give a batch for.
+        process_index: of this process.
+        process_count: of all.
+
+    Yields:
+        ``{"input_ids": int32 [batch_size / process_count, T]}``.
+
+    Raises:
+        DataError: if an epoch is smaller than a batch, or processes do not divide the batch.
+    """
+    if batch_size % process_count:
+        raise DataError(
+            f"train.batch_size: {batch_size} sequences cannot be shared by {process_count} "
+            "processes; set a multiple"
+        )
+    dataset = window_dataset(
+        prepared, "train", sequence_length=sequence_length, layout=layout
+    )
+    if len(dataset) < batch_size:
+        raise DataError(
+            f"{prepared.path}: {len(dataset)} windows of {sequence_length} tokens are fewer than "
+            f"one batch of {batch_size}; give more text or a smaller train.batch_size"
+        )
+    rows = batch_size // process_count
+    order = dataset.seed(seed).shuffle().repeat().batch(batch_size)
+    mine = slice(process_index * rows, (process_index + 1) * rows)
+    iterator = iter(
+        order.map(lambda batch: {name: array[mine] for name, array in batch.items()}).to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+        )
+    )
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def heldout_batches(
+    prepared: Prepared,
+    *,
+    sequence_length: int,
+    layout: Layout,
+    batch_size: int,
+    max_batches: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The first held-out batches, spread over the whole split, always the same.
+
+    Fewer windows than asked for give fewer batches, and fewer than one batch repeat.
+
+    Yields:
+        ``{"input_ids": int32 [batch_size, T]}``.
+    """
+    dataset = window_dataset(
+        prepared, "heldout", sequence_length=sequence_length, layout=layout
+    )
+    total = len(dataset)
+    wanted = min(max_batches, max(total // batch_size, 1)) * batch_size
+    picks = np.arange(wanted) * total // wanted
+    for start in range(0, wanted, batch_size):
+        rows = [dataset[int(index)] for index in picks[start : start + batch_size]]
+        yield {"input_ids": np.stack([row["input_ids"] for row in rows])}
