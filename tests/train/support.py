@@ -1,5 +1,7 @@
 """A tiny model, its optimizer and its objective, for the training tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from b2b_jax.train.sharding import MeshConfig, make_mesh
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.step import make_train_step
+from b2b_jax.tree import unflatten
 
 VOCAB = 71
 TOKENIZER = TokenizerInfo(
@@ -57,14 +60,13 @@ class Setup:
         self._steps = {}
 
     def state(self, seed: int = 0) -> TrainState:
-        params = self.model.init(jax.random.key(seed))
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-        noisy = [
-            leaf + 0.05 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return TrainState.create(structure.unflatten(noisy), self.optimizer)
+        """Random values in every leaf, so that nothing is zero or one by chance."""
+        rng = np.random.default_rng(seed)
+        params = {}
+        for path, shape in self.model.shapes.items():
+            centre = 1.0 if self.model.axes[path].role == "norm_scale" else 0.0
+            params[path] = jnp.asarray(rng.normal(centre, 0.06, shape), jnp.float32)
+        return jax.jit(lambda p: TrainState.create(p, self.optimizer))(unflatten(params))
 
     def step(self, sub: SubModel):
         if sub not in self._steps:
@@ -79,3 +81,9 @@ class Setup:
             )
             self._steps[sub] = jax.jit(function)
         return self._steps[sub]
+
+
+@functools.cache
+def shared_setup(family: str) -> Setup:
+    """One setup for many tests, so that steps compile once."""
+    return Setup(config(family))
