@@ -1,10 +1,14 @@
 """`b2b plot`: curves and the savings table of several runs (effects)."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from b2b_jax.report import write_report
+from b2b_jax.report.savings import rich_table
 from b2b_jax.train.writers import Reporter
 
 
@@ -14,8 +18,13 @@ def plot_command(paths: Sequence[str], *, out: str, reporter: Reporter) -> None:
     Args:
         paths: run folders; others among them are skipped with a note.
         out: folder to write to; empty means the folder that the runs share.
-        reporter: where the table goes.
+        reporter: where notes go.
     """
-    folder = Path(out or os.path.commonpath([Path(path).resolve().parent for path in paths]))
-    write_report([Path(path) for path in paths], folder)
-    reporter.note(f"written: {folder}")
+    folder = out or os.path.commonpath([Path(path).absolute().parent for path in paths])
+    report = write_report(paths, os.path.relpath(folder))
+    for note in report.comparison.skipped:
+        reporter.note(note)
+    # Elsewhere than on a terminal rich assumes 80 columns and folds every heading.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console.print(rich_table(report.rows))
+    reporter.note("written: " + ", ".join(str(path) for path in report.files))

@@ -30,7 +30,7 @@ class OptimizerConfig:
     """Decay of the first moment."""
     adam_b2: float = 0.999
     """Decay of the second moment."""
-    adam_eps: float = 1e-6
+    adam_eps: float = 1e-8
     """Added to the root of the second moment."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient of the trained part; 0 switches clipping off."""
