@@ -16,3 +16,6 @@ AxisSizes = Mapping[str, int]
 
 PRNGKey = Array
 """A JAX random key, as `jax.random.key` makes it."""
+
+Abstract = Any
+"""Stands beside the type of a pytree's field: transforms also put shapes or shardings there."""

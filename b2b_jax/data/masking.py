@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from b2b_jax.data.tokenizer import TokenizerInfo
 from b2b_jax.data.errors import DataError
+from b2b_jax.types import Abstract
 
 MASKED, REPLACED = 0.8, 0.1
 
@@ -25,10 +26,10 @@ class MaskedBatch:
         weights: float32 ``[B, M]``, 0 where a sequence has fewer than M tokens to mask.
     """
 
-    input_ids: Int[Array, "B T"]
-    positions: Int[Array, "B M"]
-    labels: Int[Array, "B M"]
-    weights: Float[Array, "B M"]
+    input_ids: Int[Array, "B T"] | Abstract
+    positions: Int[Array, "B M"] | Abstract
+    labels: Int[Array, "B M"] | Abstract
+    weights: Float[Array, "B M"] | Abstract
 
 
 def mask_tokens(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ FORMAT = 1
 GROWN_AXES = ("layers", "embed", "heads", "mlp")
 
 
+@runtime_checkable
 class GrowableConfig(Protocol):
     """What growth asks of a model config; any model with an axis table can offer it."""
 

@@ -15,7 +15,7 @@ from b2b_jax.train.stages import TwoStageConfig
 class TrainConfig:
     """Length, batch and seed of a run."""
 
-    steps: int = 1000
+    steps: int = 100_000
     """Updates in all, both stages together."""
     batch_size: int = 64
     """Sequences per update, over all devices and micro-batches."""
@@ -27,7 +27,7 @@ class TrainConfig:
     """Parts of the batch whose gradients are accumulated one after the other."""
     seed: int = 0
     """Of initial parameters, data order, masks, dropout and sub-model draws."""
-    eval_every: int = 100
+    eval_every: int = 1000
     """Steps between two evaluations on held-out text."""
     eval_batches: int = 8
     """Held-out batches per evaluation."""
@@ -37,7 +37,7 @@ class TrainConfig:
 class CheckpointConfig:
     """When checkpoints are written and which are kept; changes no result."""
 
-    every_steps: int = 500
+    every_steps: int = 1000
     """Steps between two checkpoints; 0 switches this off."""
     every_minutes: float = 10.0
     """Minutes between two checkpoints; 0 switches this off."""

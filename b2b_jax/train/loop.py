@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from b2b_jax.data import Prepared, heldout_batches, train_batches
+from b2b_jax.data import DataError, Prepared, heldout_batches, train_batches
 from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.optim import learning_rate
@@ -29,6 +29,7 @@ class NonFiniteLoss(RuntimeError):
     """A loss was infinite or not a number; the last good checkpoint is kept."""
 
 
+@runtime_checkable
 class Cost(Protocol):
     """FLOPs of something, by both accountings."""
 
@@ -144,7 +145,7 @@ class Trainer:
         meta = self.checkpoints.meta(step)
         found, expected = meta["data"]["fingerprint"], self.prepared.fingerprint
         if found != expected:
-            raise ValueError(
+            raise DataError(
                 f"{self.config.run_dir}: this run was trained on data {found[:12]}, the prepared "
                 f"data is now {expected[:12]} ({self.prepared.path}). Use the same text and "
                 "tokenizer, or another run_dir"
@@ -274,9 +275,9 @@ class Trainer:
                        else f"The checkpoint of step {kept} is kept. ")
                     + "Lower optimizer.peak_learning_rate or raise optimizer.warmup_steps"
                 )
-            window = self.progress.window.setdefault(str(sub.depth), [0.0, 0])
+            window = self.progress.window.setdefault(str(sub.depth), [0.0, 0.0])
             window[0] += loss
-            window[1] += 1
+            window[1] += 1.0
 
     def _evaluates(self, done: int) -> bool:
         boundary = done == self.config.two_stage.steps

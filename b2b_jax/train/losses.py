@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from b2b_jax.types import Abstract
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class LossSum:
         count: float32 scalar, the sum of the weights.
     """
 
-    total: Float[Array, "..."]
-    count: Float[Array, "..."]
+    total: Float[Array, "..."] | Abstract
+    count: Float[Array, "..."] | Abstract
 
     def __add__(self, other: "LossSum") -> "LossSum":
         return LossSum(self.total + other.total, self.count + other.count)

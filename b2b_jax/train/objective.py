@@ -14,7 +14,7 @@ from b2b_jax.train.live import TIED_TABLE
 from b2b_jax.train.losses import LossSum, cross_entropy
 from b2b_jax.train.stages import SubModel
 from b2b_jax.tree import flatten, unflatten
-from b2b_jax.types import PRNGKey
+from b2b_jax.types import Abstract, PRNGKey
 
 Constrain = Callable[[Array], Array]
 
@@ -31,10 +31,10 @@ class Example:
         weights: float32, the shape of ``labels``.
     """
 
-    input_ids: Int[Array, "B T"]
-    positions: Int[Array, "B M"] | None
-    labels: Int[Array, "B M"]
-    weights: Float[Array, "B M"]
+    input_ids: Int[Array, "B T"] | Abstract
+    positions: Int[Array, "B M"] | None | Abstract
+    labels: Int[Array, "B M"] | Abstract
+    weights: Float[Array, "B M"] | Abstract
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from b2b_jax.types import Params
+from b2b_jax.types import Abstract, Params
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +22,7 @@ class TrainState:
         opt_state: the optimizer's state.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array, ""] | Abstract
     params: Params
     opt_state: Any
 

@@ -17,7 +17,7 @@ from b2b_jax.train.objective import Objective, prefix_losses, training_loss
 from b2b_jax.train.sharding import batch_sharding
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
-from b2b_jax.types import Params
+from b2b_jax.types import Abstract, Params
 
 # Held-out masks are the same in every run, whatever its seed, so that losses can be compared.
 HELDOUT_SEED = 20211014
@@ -34,7 +34,7 @@ class StepMetrics:
     """
 
     loss: LossSum
-    grad_norm: Float[Array, ""]
+    grad_norm: Float[Array, ""] | Abstract
 
 
 TrainStep = Callable[[TrainState, Int[Array, "B T"]], tuple[TrainState, StepMetrics]]

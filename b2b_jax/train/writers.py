@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -91,6 +91,7 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Where a long job says how far it is."""
 

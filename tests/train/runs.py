@@ -50,7 +50,7 @@ def tiny_run(folder: Path, name: str = "run", **changes) -> RunConfig:
             source="files",
             paths=(str(text),),
             vocab_size=300,
-            heldout_percent=20,
+            heldout_percent=20.0,
             prepared_dir=str(folder / "data"),
         ),
         "train": TrainConfig(
@@ -63,7 +63,7 @@ def tiny_run(folder: Path, name: str = "run", **changes) -> RunConfig:
         ),
         "optimizer": OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
         "two_stage": TwoStageConfig(steps=STAGE_ONE, layers_per_block=1),
-        "checkpoint": CheckpointConfig(every_steps=5, every_minutes=0, keep_last=2, keep_best=0),
+        "checkpoint": CheckpointConfig(every_steps=5, every_minutes=0.0, keep_last=2, keep_best=0),
         "log": LogConfig(every_steps=2, tensorboard="off"),
     }
     return RunConfig(**(fields | changes))

@@ -143,7 +143,7 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(folder):
         folder,
         "diverged",
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2),
-        checkpoint=CheckpointConfig(every_steps=3, every_minutes=0),
+        checkpoint=CheckpointConfig(every_steps=3, every_minutes=0.0),
     )
     reporter = Recorder(signal_at=7)
     assert train_command(config, reporter=reporter).exit_code == 75
