@@ -18,7 +18,8 @@ from b2b_jax.models import ConfigError
 from b2b_jax.report.flops import peak_flops, step_cost
 from b2b_jax.train.checkpoint import Checkpoints, SavedModel, load_model
 from b2b_jax.train.config import RunConfig, changed_fields
-from b2b_jax.train.loop import Accounting, Outcome, Trainer
+from b2b_jax.train.loop import Outcome, Trainer
+from b2b_jax.train.meter import Accounting
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.stages import full_model
 from b2b_jax.train.writers import Reporter, duration
@@ -169,7 +170,7 @@ def _describe(
         f"{jax.device_count()} x {jax.devices()[0].device_kind} ({mesh}); writes {config.run_dir}/"
     )
     if config.two_stage.steps:
-        depths = ", ".join(str(sub.depth) for sub in trainer.subs)
+        depths = ", ".join(str(sub.depth) for sub in trainer.schedule.subs)
         reporter.note(
             f"stages: {config.two_stage.steps} steps of sub-models ({depths} layers), then "
             f"{train.steps - config.two_stage.steps} of the whole model"

@@ -1,7 +1,9 @@
 """Where text comes from and how it is tokenized."""
 
 import difflib
+import glob
 from dataclasses import dataclass
+from pathlib import Path
 
 SOURCES = ("builtin", "files", "tfds")
 TRAINED_TOKENIZERS = ("wordpiece", "byte-bpe")
@@ -44,6 +46,16 @@ class DataConfig:
             found.append(f"data.source: found {self.source!r}, expected one of {SOURCES}{hint}")
         if self.source == "files" and not self.paths:
             found.append("data.paths: found nothing, expected files for data.source 'files'")
+        if self.source == "files":
+            for pattern in self.paths:
+                matches = glob.glob(pattern, recursive=True)
+                if not matches:
+                    found.append(f"data.paths: {pattern!r} matches no file")
+                found += [
+                    f"data.paths: {match!r} is a folder, expected files; try {match + '/*.txt'!r}"
+                    for match in matches
+                    if Path(match).is_dir()
+                ]
         if self.source == "tfds" and not self.tfds_name:
             found.append("data.tfds_name: found nothing, expected a name for data.source 'tfds'")
         if not 0 < self.heldout_percent < 100:
@@ -52,6 +64,13 @@ class DataConfig:
             )
         if self.tokenizer in TRAINED_TOKENIZERS and self.vocab_size < 300:
             found.append(f"data.vocab_size: found {self.vocab_size}, expected at least 300")
-        if self.max_megabytes < 0:
+        if self.tokenizer not in TRAINED_TOKENIZERS and not Path(self.tokenizer).exists():
+            near = difflib.get_close_matches(self.tokenizer, TRAINED_TOKENIZERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            found.append(
+                f"data.tokenizer: found {self.tokenizer!r}, expected one of {TRAINED_TOKENIZERS}, "
+                f"or an existing tokenizer.json, vocab.txt or folder with one of them{hint}"
+            )
+        if not self.max_megabytes >= 0:  # nor nan
             found.append(f"data.max_megabytes: found {self.max_megabytes}, expected at least 0")
         return found

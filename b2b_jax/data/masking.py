@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from b2b_jax.data.tokenizer import TokenizerInfo
 from b2b_jax.data.errors import DataError
+from b2b_jax.data.tokenizer import TokenizerInfo
 from b2b_jax.types import Abstract
 
 MASKED, REPLACED = 0.8, 0.1
@@ -57,6 +57,11 @@ def mask_tokens(
     """
     if tokenizer.mask_id < 0:
         raise DataError("the tokenizer has no [MASK] token; masked language modelling needs one")
+    if not 0 < num_masked <= input_ids.shape[1]:
+        raise DataError(
+            f"num_masked: found {num_masked}, expected 1 to the sequence length "
+            f"{input_ids.shape[1]}"
+        )
     special = np.zeros(tokenizer.vocab_size, bool)
     special[list(tokenizer.special_ids)] = True
     ordinary = np.flatnonzero(~special)

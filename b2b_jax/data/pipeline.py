@@ -12,6 +12,8 @@ from b2b_jax.data.prepare import Prepared
 
 Layout = Literal["bert", "gpt2"]
 Split = Literal["train", "heldout"]
+ENDLESS = 2**50
+"""Windows that no run will see."""
 
 
 class Windows(Sequence[dict[str, np.ndarray]]):
@@ -50,6 +52,12 @@ def window_dataset(
     """
     if layout == "bert" and min(prepared.tokenizer.cls_id, prepared.tokenizer.sep_id) < 0:
         raise DataError(f"{prepared.path}: BERT windows need [CLS] and [SEP]; use WordPiece")
+    shortest = 3 if layout == "bert" else 1
+    if sequence_length < shortest:
+        raise DataError(
+            f"train.sequence_length: found {sequence_length}, expected at least {shortest} for "
+            f"{layout} windows"
+        )
     try:
         windows = Windows(prepared.path / f"{split}.npy", prepared, sequence_length, layout)
     except (OSError, ValueError) as error:
@@ -103,22 +111,19 @@ def train_batches(
             f"train.batch_size: {batch_size} sequences cannot be shared by {process_count} "
             "processes; set a multiple"
         )
-    dataset = window_dataset(
-        prepared, "train", sequence_length=sequence_length, layout=layout
-    )
+    dataset = window_dataset(prepared, "train", sequence_length=sequence_length, layout=layout)
     if len(dataset) < batch_size:
         raise DataError(
             f"{prepared.path}: {len(dataset)} windows of {sequence_length} tokens are fewer than "
             f"one batch of {batch_size}; give more text or a smaller train.batch_size"
         )
     rows = batch_size // process_count
-    order = dataset.seed(seed).shuffle().repeat().batch(batch_size)
-    mine = slice(process_index * rows, (process_index + 1) * rows)
-    iterator = iter(
-        order.map(lambda batch: {name: array[mine] for name, array in batch.items()}).to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        )
-    )
+    # Batches of a process's share, every process_count-th of them: exactly its rows of the global
+    # batch, without reading those of the others.
+    # Not Grain's endless repeat: its length overflows when it is divided by a batch of one.
+    order = dataset.seed(seed).shuffle().repeat(ENDLESS // len(dataset)).batch(rows)
+    mine = order[process_index::process_count] if process_count > 1 else order
+    iterator = iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
     iterator.set_state({"next_index": start_step})
     return iterator
 
@@ -138,12 +143,10 @@ def heldout_batches(
     Yields:
         ``{"input_ids": int32 [batch_size, T]}``.
     """
-    dataset = window_dataset(
-        prepared, "heldout", sequence_length=sequence_length, layout=layout
-    )
+    dataset = window_dataset(prepared, "heldout", sequence_length=sequence_length, layout=layout)
     total = len(dataset)
     wanted = min(max_batches, max(total // batch_size, 1)) * batch_size
     picks = np.arange(wanted) * total // wanted
     for start in range(0, wanted, batch_size):
-        rows = [dataset[int(index)] for index in picks[start : start + batch_size]]
+        rows: Any = [dataset[int(index)] for index in picks[start : start + batch_size]]
         yield {"input_ids": np.stack([row["input_ids"] for row in rows])}

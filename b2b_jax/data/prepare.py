@@ -17,10 +17,18 @@ from tokenizers import Tokenizer
 from b2b_jax.data.config import TRAINED_TOKENIZERS, DataConfig
 from b2b_jax.data.errors import DataError
 from b2b_jax.data.sources import documents
-from b2b_jax.data.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info, train_tokenizer
+from b2b_jax.data.split import DocumentFile, split_documents
+from b2b_jax.data.tokenizer import (
+    TokenizerInfo,
+    load_tokenizer,
+    tokenizer_file,
+    tokenizer_info,
+    train_tokenizer,
+)
 
-FORMAT = 1
-CHUNK_DOCUMENTS = 512
+FORMAT = 2
+CHUNK_CHARACTERS = 2**22
+"""Text tokenized at once: documents may be a line or a book."""
 Report = Callable[[str, int, int | None], None]
 
 
@@ -57,38 +65,40 @@ def prepare(config: DataConfig, *, progress: Report | None = None) -> Prepared:
     Raises:
         DataError: if text or tokenizer cannot be used, or nothing is left to train or evaluate on.
     """
+    if found := config.problems():
+        raise DataError("\n".join(found))
     report = progress or (lambda stage, done, total: None)
     folder = Path(config.prepared_dir) / f"{config.source}-{_settings_hash(config)}"
     if (folder / "data.json").exists():
         return load_prepared(folder)
-    report("reading text", 0, None)
-    train, heldout = _split(documents(config), config.heldout_percent)
-    if not train or not heldout:
-        raise DataError(
-            f"data.source {config.source!r}: {len(train)} documents to train on and {len(heldout)} "
-            "held out; give more text, or raise data.heldout_percent"
-        )
-    if config.tokenizer in TRAINED_TOKENIZERS:
-        report("training the tokenizer", 0, None)
-        tokenizer = train_tokenizer(config.tokenizer, train, vocab_size=config.vocab_size)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-    info = tokenizer_info(tokenizer)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    spool = temporary / "text"
+    spool.mkdir(parents=True)
     try:
+        texts = _counted(documents(config), report)
+        train, heldout = split_documents(texts, spool, heldout_percent=config.heldout_percent)
+        if not train.documents or not heldout.documents:
+            raise DataError(
+                f"data.source {config.source!r}: {train.documents} documents to train on and "
+                f"{heldout.documents} held out; give more text, or raise data.heldout_percent"
+            )
+        if config.tokenizer in TRAINED_TOKENIZERS:
+            report("training the tokenizer", 0, None)
+            tokenizer = train_tokenizer(config.tokenizer, train, vocab_size=config.vocab_size)
+        else:
+            tokenizer = load_tokenizer(config.tokenizer)
+        info = tokenizer_info(tokenizer)
         tokenizer.save(str(temporary / "tokenizer.json"))
-        counts = {}
-        for name, texts in (("train", train), ("heldout", heldout)):
-            report(f"tokenizing {name} text", 0, len(texts))
-            tokens = _tokenize(tokenizer, texts, info)
-            np.save(temporary / f"{name}.npy", tokens)
-            counts[name] = {
-                "documents": len(texts),
-                "bytes": sum(len(text.encode()) for text in texts),
-                "tokens": len(tokens),
+        counts = {
+            split: {
+                "documents": texts.documents,
+                "bytes": texts.bytes,
+                "tokens": _write_tokens(temporary / f"{split}.npy", tokenizer, texts, info, report),
             }
+            for split, texts in (("train", train), ("heldout", heldout))
+        }
+        shutil.rmtree(spool)
         files = ("train.npy", "heldout.npy", "tokenizer.json")
         record = {
             "format": FORMAT,
@@ -142,8 +152,21 @@ def load_prepared(path: str | Path) -> Prepared:
         ) from error
 
 
+def _counted(texts: Iterable[str], report: Report) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        if number % 1000 == 0:
+            report("reading text", number, None)
+        yield text
+
+
 def _settings_hash(config: DataConfig) -> str:
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "prepared_dir"}
+    settings: dict[str, Any] = {
+        k: v for k, v in dataclasses.asdict(config).items() if k != "prepared_dir"
+    }
+    if config.tokenizer not in TRAINED_TOKENIZERS:
+        # The content, not the path, decides what the tokens are.
+        settings["tokenizer"] = _sha256(tokenizer_file(config.tokenizer))
+        del settings["vocab_size"]
     if config.source == "files":
         # Edited files are other data.
         settings["files"] = [
@@ -154,36 +177,42 @@ def _settings_hash(config: DataConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _split(texts: Iterable[str], percent: float) -> tuple[list[str], list[str]]:
-    train, candidates = [], []
+def _write_tokens(
+    path: Path, tokenizer: Tokenizer, texts: DocumentFile, info: TokenizerInfo, report: Report
+) -> int:
+    """Tokenize document by document into a flat array on disk; return its length."""
+    dtype = np.dtype(np.uint16 if info.vocab_size <= 2**16 else np.uint32)
+    # "[SEP]" written in a text is three words, not the end of a document.
+    tokenizer.encode_special_tokens = True
+    count = done = 0
+    raw = path.with_suffix(".raw")
+    with raw.open("wb") as file:
+        for chunk in _chunks(texts):
+            for encoding in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+                tokens = np.asarray([*encoding.ids, info.sep_id], dtype)
+                file.write(tokens.tobytes())
+                count += len(tokens)
+            done += len(chunk)
+            report(f"tokenizing {path.stem} text", done, texts.documents)
+    # The header of an .npy file states the length, which is known only now.
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
+    with path.open("wb") as file, raw.open("rb") as body:
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(body, file, 1 << 20)
+    raw.unlink()
+    return count
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk, size = [], 0
     for text in texts:
-        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
-        (candidates if 100 * place < percent else train).append(text)
-    known = {key for text in train for key in map(_normalised, _paragraphs(text))}
-    heldout = []
-    for text in candidates:
-        new = [p for p in _paragraphs(text) if _normalised(p) not in known]
-        if new:
-            heldout.append("\n\n".join(new))
-    return train, heldout
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    return (part for part in text.split("\n\n") if part.strip())
-
-
-def _normalised(paragraph: str) -> str:
-    return " ".join(paragraph.lower().split())
-
-
-def _tokenize(tokenizer: Tokenizer, texts: list[str], info: TokenizerInfo) -> np.ndarray:
-    dtype = np.uint16 if info.vocab_size <= 2**16 else np.uint32
-    parts = []
-    for start in range(0, len(texts), CHUNK_DOCUMENTS):
-        chunk = texts[start : start + CHUNK_DOCUMENTS]
-        for encoding in tokenizer.encode_batch(chunk, add_special_tokens=False):
-            parts.append(np.asarray([*encoding.ids, info.sep_id], dtype))
-    return np.concatenate(parts)
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,23 @@ def documents(config: DataConfig) -> Iterator[str]:
     for document in readers[config.source](config):
         if not document.strip():
             continue
-        used += len(document.encode())
+        encoded = document.encode("utf-8", "replace")
+        used += len(encoded)
+        if not document.isascii():
+            # Half of a surrogate pair, as JSON and Python escapes may spell, cannot be stored.
+            document = encoded.decode("utf-8")
         if limit and used > limit:
             return
         yield document
 
 
 def _files(config: DataConfig) -> Iterator[str]:
-    paths: list[Path] = []
+    paths: dict[Path, None] = {}  # ordered; a file that two globs match is read once
     for pattern in config.paths:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise DataError(f"data.paths: {pattern!r} matches no file")
-        paths += [Path(match) for match in matches]
+        paths.update((Path(match), None) for match in matches)
     for path in paths:
         stem = path.with_suffix("") if path.suffix in OPENERS else path
         reader = _json_lines if stem.suffix in (".jsonl", ".json") else _plain_text
@@ -57,14 +62,14 @@ def _lines(path: Path) -> Iterator[str]:
         with opener(path, "rb") as file:
             for line in file:
                 try:
-                    yield line.decode("utf-8")
+                    yield line.decode("utf-8" if offset else "utf-8-sig")
                 except UnicodeDecodeError as error:
                     raise DataError(
                         f"{path}: byte {offset + error.start} is not UTF-8 ({error.reason}); "
                         "convert the file first, for example with iconv"
                     ) from error
                 offset += len(line)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -95,12 +100,13 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
 
 def _tfds(config: DataConfig) -> Iterator[str]:
     try:
-        import tensorflow_datasets as tfds
-        import tensorflow_datasets.text  # noqa: F401  (registers the text datasets)
+        import tensorflow_datasets
+        import tensorflow_datasets.text
     except ImportError as error:
         raise DataError(
             "data.source 'tfds' needs TensorFlow Datasets: pip install 'b2b_jax[tfds]'"
         ) from error
+    tfds: Any = tensorflow_datasets
     where = {"data_dir": config.tfds_data_dir} if config.tfds_data_dir else {}
     name = config.tfds_name
     try:
@@ -120,4 +126,10 @@ def _tfds(config: DataConfig) -> Iterator[str]:
                 f"{sorted(example)}. Set data.text_field"
             )
         text = example[config.text_field]
-        yield text.decode("utf-8") if isinstance(text, bytes) else str(text)
+        if not isinstance(text, (bytes, str)):
+            raise DataError(
+                f"TFDS dataset {name!r}: feature {config.text_field!r} holds "
+                f"{type(text).__name__}, expected text. Set data.text_field to one of "
+                f"{sorted(key for key, value in example.items() if isinstance(value, bytes))}"
+            )
+        yield text.decode("utf-8", "replace") if isinstance(text, bytes) else text

@@ -36,40 +36,61 @@ class TokenizerInfo:
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Train lower-case WordPiece (BERT) or byte-level BPE (GPT-2).
+    """Train lower-case WordPiece (BERT) or byte-level BPE (GPT-2); equal texts, equal result.
 
     Args:
         kind: "wordpiece" or "byte-bpe".
-        texts: what to learn from.
+        texts: what to learn from; read twice, so no plain iterator.
         vocab_size: entries, special tokens included.
     """
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # pyright: ignore
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=list(BERT_SPECIALS), show_progress=False
-        )
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
+        # The trainer numbers the letters inside words in the order of a randomly seeded hash map,
+        # and breaks ties between merges by those numbers: two runs give two vocabularies. A first
+        # pass without merges finds the letters; the second gets them numbered, as if special.
+        letters = _wordpiece_vocabulary(texts, list(BERT_SPECIALS), vocab_size=1)
+        inner = sorted(token for token in letters if token.startswith("##") and len(token) == 3)
+        fixed = [*BERT_SPECIALS, *inner]
+        return _wordpiece(_wordpiece_vocabulary(texts, fixed, vocab_size=vocab_size))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer=trainer)
     return tokenizer
 
 
-def load_tokenizer(path: str) -> Tokenizer:
-    """Load a tokenizer.json, a lower-case WordPiece vocab.txt, or a folder that holds one.
+def _wordpiece_vocabulary(
+    texts: Iterable[str], fixed: list[str], *, vocab_size: int
+) -> dict[str, int]:
+    tokenizer = _wordpiece({})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=fixed, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer.get_vocab()
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    """Lower-casing BERT tokenizer; its special tokens are those of BERT."""
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # pyright: ignore
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    if vocabulary:
+        tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    return tokenizer
+
+
+def tokenizer_file(path: str) -> Path:
+    """The file that `load_tokenizer` reads: in a folder tokenizer.json, else vocab.txt.
 
     Raises:
-        DataError: if there is no such file or it holds no tokenizer.
+        DataError: if there is no such file.
     """
     file = Path(path)
     if file.is_dir():
@@ -80,20 +101,29 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"data.tokenizer: no file {file}; expected one of {TRAINED_TOKENIZERS}, or a "
             "tokenizer.json, vocab.txt or folder with one of them"
         )
+    return file
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Load a tokenizer.json, a lower-case WordPiece vocab.txt, or a folder that holds one.
+
+    Raises:
+        DataError: if there is no such file or it holds no tokenizer.
+    """
+    file = tokenizer_file(path)
     try:
         if file.suffix != ".txt":
-            return Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_file(str(file))
+            # Published files often cut to a model's length or pad: half of the text would be lost.
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
         words = file.read_text(encoding="utf-8").split("\n")
         vocabulary = {word: index for index, word in enumerate(words) if word}
         missing = [token for token in BERT_SPECIALS if token not in vocabulary]
         if missing:
             raise DataError(f"{file}: is no BERT vocabulary, it lacks {missing}")
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # pyright: ignore
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        tokenizer.add_special_tokens(list(BERT_SPECIALS))
-        return tokenizer
+        return _wordpiece(vocabulary)
     except DataError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
@@ -121,7 +151,8 @@ def tokenizer_info(tokenizer: Tokenizer) -> TokenizerInfo:
     special = {index for index, token in added.items() if token.special}
     special |= {index for index in (*named, sep_id) if index != NONE}
     return TokenizerInfo(
-        vocab_size=tokenizer.get_vocab_size(),
+        # Not the number of entries: a vocabulary with gaps has larger ids.
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
         pad_id=first("[PAD]", "<pad>"),
         mask_id=first("[MASK]", "<mask>"),
         cls_id=first("[CLS]", "<s>"),

@@ -3,6 +3,7 @@
 from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.grow import grow, shrink
 from b2b_jax.growth.maps import IndexMap
-from b2b_jax.growth.plan import GrowthPlan, plan_growth
+from b2b_jax.growth.plan import GrowthPlan
+from b2b_jax.growth.planning import plan_growth
 
 __all__ = ["GrowthError", "GrowthPlan", "IndexMap", "grow", "plan_growth", "shrink"]

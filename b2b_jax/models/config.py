@@ -45,7 +45,7 @@ class ModelConfig:
     attention_probs_dropout_prob: float = 0.1
     """Dropout of attention probabilities."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh kernels and embeddings (before truncation for BERT)."""
+    """Standard deviation of fresh kernels and embeddings, before truncation at two of them."""
     heads: tuple[str, ...] = ("mlm",)
     """Output heads: "mlm", "pooler", "nsp" (needs "pooler") for bert; "lm" for gpt2."""
 
@@ -83,7 +83,12 @@ class ModelConfig:
         return {name: getattr(self, name) for name in names}
 
     def axis_sizes(self) -> dict[str, int]:
-        """Size of every axis that the parameters name."""
+        """Size of every axis that the parameters name.
+
+        Raises:
+            ConfigError: lists everything about the config that cannot be built.
+        """
+        self.validate()
         sizes = {
             "layers": self.num_hidden_layers,
             "embed": self.hidden_size,
@@ -121,6 +126,13 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected 0 <= p < 1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name}: found {getattr(self, name)}, expected more than 0")
+        if self.hidden_act not in get_args(Activation):
+            found.append(
+                f"hidden_act: found {self.hidden_act!r}, expected one of {get_args(Activation)}"
+            )
         if self.family not in get_args(Family):
             found.append(f"family: found {self.family!r}, expected one of {get_args(Family)}")
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:

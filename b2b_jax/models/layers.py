@@ -190,6 +190,11 @@ class Embeddings(nn.Module):
         cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
         std, width = cfg.initializer_range, cfg.hidden_size
         bert = cfg.family == "bert"
+        if input_ids.shape[-1] > cfg.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[-1]} tokens per sequence, but the model has "
+                f"max_position_embeddings = {cfg.max_position_embeddings}"
+            )
         positions = jnp.arange(input_ids.shape[-1])
         x_BTD = Table(cfg.vocab_size, width, std, name="token")(input_ids, dtype)
         position = Table(

@@ -1,0 +1,1 @@
+"""Two-stage pre-training: pure steps, and a loop around them that can be stopped anywhere."""

@@ -98,6 +98,11 @@ class Programs:
         """This process's rows of a batch as one array over all devices."""
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), rows)
 
+    def put_whole(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
+        """A whole batch that every process has, as one array over all devices."""
+        sharding = batch_sharding(self.mesh)
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
     def is_compiled(self, sub: SubModel) -> bool:
         """Whether the step of a sub-model has been compiled."""
         return sub in self._train_steps

@@ -20,7 +20,7 @@ from b2b_jax.commands.train import train_command
 from b2b_jax.models import ConfigError
 from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, load_model
 from b2b_jax.train.config import CheckpointConfig, changed_fields
-from b2b_jax.train.loop import NonFiniteLoss
+from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.optim import OptimizerConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.writers import CsvWriter

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import OPTIMIZER, TOKENIZER, VOCAB, Setup, config, tokens
+from train_support import OPTIMIZER, TOKENIZER, VOCAB, Setup, config, tokens
 
 from b2b_jax.models import Compute
 from b2b_jax.train.losses import LossSum, cross_entropy
@@ -230,7 +230,7 @@ sys.path.insert(0, {folder!r})
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_default_matmul_precision", "highest")
-from support import Setup, config, tokens
+from train_support import Setup, config, tokens
 from b2b_jax.train.sharding import *
 from b2b_jax.train.step import make_train_step
 from b2b_jax.train.stages import *

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import OPTIMIZER, Setup, config, shared_setup, tokens
+from train_support import OPTIMIZER, Setup, config, shared_setup, tokens
 
 from b2b_jax.train.live import is_stacked
 from b2b_jax.train.optim import learning_rate

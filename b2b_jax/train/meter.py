@@ -1,0 +1,182 @@
+"""The numbers of a run: losses, FLOPs, rates, and the rows of metrics.csv."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+
+from b2b_jax.train.config import RunConfig
+from b2b_jax.train.optim import learning_rate
+from b2b_jax.train.stages import Schedule, SubModel
+from b2b_jax.train.step import StepMetrics
+
+SMOOTHING = 0.9
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss was infinite or not a number; the last good checkpoint is kept."""
+
+
+@runtime_checkable
+class Cost(Protocol):
+    """FLOPs of something, by both accountings."""
+
+    @property
+    def electra(self) -> float:
+        """By the accounting that the paper most likely used."""
+        ...
+
+    @property
+    def exact(self) -> float:
+        """Matrix products that the compiled program does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """How a run is priced; given by the caller, so that training needs no report code.
+
+    Attributes:
+        step_cost: FLOPs of one training step of a sub-model.
+        peak_flops: FLOP/s of all devices together, if known.
+    """
+
+    step_cost: Callable[[SubModel], Cost]
+    peak_flops: float | None = None
+
+
+@dataclass
+class Progress:
+    """Numbers that a run carries besides its state; saved in every checkpoint.
+
+    Attributes:
+        step: updates done.
+        flops: so far, by accounting.
+        seconds: of training so far, over all sittings, without compiling and evaluating.
+        window: depth -> [summed loss, steps] since the last row of metrics.csv.
+        window_from: (seconds, exact FLOPs, steps) at that row.
+        heldout_loss: of the newest evaluation of the whole model.
+    """
+
+    step: int = 0
+    flops: dict[str, float] = field(default_factory=lambda: {"electra": 0.0, "exact": 0.0})
+    seconds: float = 0.0
+    window: dict[str, list[float]] = field(default_factory=dict)
+    window_from: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
+    heldout_loss: float | None = None
+
+
+class Meter:
+    """Follows a run step by step; the device may be one step ahead of what has been read."""
+
+    def __init__(self, config: RunConfig, schedule: Schedule, accounting: Accounting) -> None:
+        self.config, self.schedule, self.accounting = config, schedule, accounting
+        self.progress = Progress()
+        self._pending: list[tuple[SubModel, StepMetrics]] = []
+        self._grad_norm = self._loss = math.nan
+        self._began = (0.0, 0.0)
+
+    def resume(self, progress: Progress) -> None:
+        """Go on from the numbers of a checkpoint."""
+        self.progress = progress
+        self._began = (progress.seconds, progress.flops["exact"])
+
+    def step(self, sub: SubModel, metrics: StepMetrics) -> None:
+        """Count a step that has been sent to the device, and read the one before it.
+
+        Raises:
+            NonFiniteLoss: names the step.
+        """
+        cost, progress = self.accounting.step_cost(sub), self.progress
+        progress.step += 1
+        progress.flops["electra"] += cost.electra
+        progress.flops["exact"] += cost.exact
+        self._pending.append((sub, metrics))
+        self.read(leave=1)
+
+    def read(self, *, leave: int = 0) -> None:
+        """Read losses back from the device; the newest ``leave`` may still be running.
+
+        Raises:
+            NonFiniteLoss: names the step.
+        """
+        while len(self._pending) > leave:
+            sub, metrics = self._pending.pop(0)
+            loss = float(metrics.loss.total) / float(metrics.loss.count)
+            self._grad_norm = float(metrics.grad_norm)
+            if not (math.isfinite(loss) and math.isfinite(self._grad_norm)):
+                raise NonFiniteLoss(
+                    f"step {self.progress.step - len(self._pending)}: loss {loss}, gradient norm "
+                    f"{self._grad_norm}"
+                )
+            window = self.progress.window.setdefault(str(sub.depth), [0.0, 0.0])
+            window[0] += loss
+            window[1] += 1.0
+            first = math.isnan(self._loss)
+            self._loss = loss if first else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
+
+    def row(self) -> dict[str, Any]:
+        """What happened since the last row, as columns of metrics.csv; starts a new window."""
+        progress, last = self.progress, max(self.progress.step - 1, 0)
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "stage": self.schedule.stage(last),
+            "flops_electra": progress.flops["electra"],
+            "flops_exact": progress.flops["exact"],
+            "seconds": progress.seconds,
+        }
+        seconds, flops, since = progress.window_from
+        steps = progress.step - since
+        if steps:
+            sums = progress.window
+            rate = learning_rate(
+                jnp.int32(last), self.config.optimizer, total_steps=self.config.train.steps
+            )
+            row |= {
+                "depth": self.schedule.sub_model(last).depth,
+                "loss": sum(s[0] for s in sums.values()) / sum(s[1] for s in sums.values()),
+                "grad_norm": self._grad_norm,
+                "learning_rate": float(rate),
+            }
+            if row["stage"] == "sub":
+                row |= {f"loss_depth_{d}": s[0] / s[1] for d, s in sorted(sums.items())}
+            spent = progress.seconds - seconds
+            if spent > 0:
+                train = self.config.train
+                row["tokens_per_second"] = (
+                    steps * train.batch_size * train.sequence_length / spent
+                )
+                if self.accounting.peak_flops:
+                    done = progress.flops["exact"] - flops
+                    row["mfu"] = done / spent / self.accounting.peak_flops
+        progress.window = {}
+        progress.window_from = [progress.seconds, progress.flops["exact"], progress.step]
+        return row
+
+    def seconds_left(self) -> float | None:
+        """What remains, at the FLOPs per second of this sitting."""
+        spent = self.progress.seconds - self._began[0]
+        done = self.progress.flops["exact"] - self._began[1]
+        if spent <= 0 or done <= 0:
+            return None
+        step, subs = self.progress.step, self.schedule.subs
+        boundary = self.schedule.config.steps if subs else 0
+        full = self.accounting.step_cost(self.schedule.full).exact
+        left = full * (self.config.train.steps - max(step, boundary))
+        if step < boundary:
+            mean = sum(self.accounting.step_cost(sub).exact for sub in subs) / len(subs)
+            left += mean * (boundary - step)
+        return left * spent / done
+
+    def status(self) -> str:
+        """Stage, smoothed training loss and newest held-out loss, for the progress line."""
+        last = max(self.progress.step - 1, 0)
+        full = self.schedule.stage(last) == "full"
+        parts = ["whole model" if full else f"bottom {self.schedule.sub_model(last).depth} layers"]
+        if not math.isnan(self._loss):
+            parts.append(f"loss {self._loss:.3f}")
+        if self.progress.heldout_loss is not None:
+            parts.append(f"held-out {self.progress.heldout_loss:.3f}")
+        return "  ".join(parts)
