@@ -9,7 +9,7 @@ import pytest
 from b2b_jax.growth import grow, plan_growth
 from b2b_jax.models import ModelConfig, build_model
 
-MASK_ID, ROWS, TOKENS = 0, 16, 24
+MASK_ID, ROWS, TOKENS, STEPS = 0, 16, 24, 700
 SMALL = ModelConfig(
     vocab_size=60,
     hidden_size=48,
@@ -17,6 +17,7 @@ SMALL = ModelConfig(
     num_attention_heads=3,
     intermediate_size=96,
     max_position_embeddings=TOKENS,
+    initializer_range=0.1,
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
@@ -28,7 +29,7 @@ def language(key, rows):
     start = jax.random.randint(start_key, (rows, 1), 0, 59)
     step = jnp.arange(TOKENS)[None] * 7
     tokens = (start + step) % 59 + 1
-    noise = jax.random.bernoulli(noise_key, 0.05, tokens.shape)
+    noise = jax.random.bernoulli(noise_key, 0.02, tokens.shape)
     other = jax.random.randint(noise_key, tokens.shape, 1, 60)
     tokens = jnp.where(noise, other, tokens)
     return tokens, jax.random.bernoulli(mask_key, 0.2, tokens.shape)
@@ -43,7 +44,7 @@ def mlm_loss(cfg, params, key, rows=ROWS):
 
 @pytest.fixture(scope="module")
 def trained():
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
 
     def step(carry, key):
         params, state = carry
@@ -57,7 +58,7 @@ def trained():
         return params, losses
 
     params = build_model(SMALL).init(jax.random.key(0))
-    params, losses = train(params, jax.random.split(jax.random.key(1), 500))
+    params, losses = train(params, jax.random.split(jax.random.key(1), STEPS))
     assert losses[-20:].mean() < 0.6 * losses[:20].mean(), "the source did not learn"
     return params
 

@@ -42,9 +42,8 @@ def test_segments_positions_and_defaults():
     plain = model.apply(params, ids)
     assert plain.shape == (3, 9, 61)
     assert plain.dtype == jnp.float32
-    np.testing.assert_array_equal(
-        plain, model.apply(params, ids, jnp.ones_like(ids), jnp.zeros_like(ids))
-    )
+    explicit = model.apply(params, ids, jnp.ones_like(ids), jnp.zeros_like(ids))
+    np.testing.assert_allclose(plain, explicit, atol=1e-5)
     assert jnp.abs(plain - model.apply(params, ids, None, jnp.ones_like(ids))).max() > 1e-2
     same = model.apply(params, jnp.full((1, 4), 5))
     assert jnp.abs(same[0, 0] - same[0, 1]).max() > 1e-2  # positions differ
@@ -114,8 +113,7 @@ def test_memory_and_unrolling_change_no_gradient(family, with_dropout, compute):
         np.testing.assert_allclose(flatten(found)[path], leaf, rtol=1e-4, atol=1e-7, err_msg=path)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("split", [0, 1, 3, 4])
+@pytest.mark.parametrize(("family", "split"), [("bert", 1), ("bert", 4), ("gpt2", 3), ("gpt2", 0)])
 def test_a_prefix_and_the_rest_are_the_whole(family, split):
     cfg = tiny.config(family)
     model, params = build_model(cfg), tiny.random_params(cfg)
@@ -127,14 +125,18 @@ def test_a_prefix_and_the_rest_are_the_whole(family, split):
         jax.tree.map(lambda leaf, part=part: leaf[part], params["layers"])
         for part in (slice(split), slice(split, None))
     )
-    whole = model.run_layers(params["layers"], x, mask=mask, dropout_keys=keys)
-    middle = model.run_layers(lower, x, mask=mask, dropout_keys=keys[:split])
-    rest = model.run_layers(upper, middle, mask=mask, dropout_keys=keys[split:])
+
+    def run(layers, x, keys):
+        return model.run_layers(layers, x, mask=mask, dropout_keys=keys)
+
+    run = jax.jit(run, compiler_options=tiny.FAST_COMPILE)
+    whole = run(params["layers"], x, keys)
+    rest = run(upper, run(lower, x, keys[:split]), keys[split:])
     np.testing.assert_allclose(rest, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_program_does_not_grow_with_depth():
-    def lines(layers):
+    def equations(layers):
         cfg = tiny.config(num_hidden_layers=layers)
         model = build_model(cfg)
         params = jax.tree.map(
@@ -143,9 +145,9 @@ def test_the_program_does_not_grow_with_depth():
             is_leaf=lambda node: isinstance(node, tuple),
         )
         loss = jax.grad(lambda p: model.apply(p, jnp.ones((2, 5), int)).sum())
-        return len(str(jax.make_jaxpr(loss)(params)).splitlines())
+        return str(jax.make_jaxpr(loss)(params)).count(" = ")
 
-    assert lines(4) == lines(24)
+    assert 100 < equations(4) == equations(24)
 
 
 def test_no_key_no_dropout():
