@@ -37,9 +37,12 @@ def test_every_config_of_the_repository_is_valid(path):
 
 def test_yaml_holds_differences_and_extends(tmp_path):
     write(tmp_path / "base.yaml", "train: {steps: 7, batch_size: 8}\nmodel: {preset: bert-tiny}")
-    run = write(tmp_path / "run.yaml", "extends: base.yaml\nrun_dir: x\ntrain: {batch_size: 4}\n"
-                "optimizer: {warmup_steps: 2, peak_learning_rate: 2e-3}\n"
-                "train: {batch_size: 4, sequence_length: 32, steps: 7}")
+    run = write(
+        tmp_path / "run.yaml",
+        "extends: base.yaml\nrun_dir: x\ntrain: {batch_size: 4}\n"
+        "optimizer: {warmup_steps: 2, peak_learning_rate: 2e-3}\n"
+        "train: {batch_size: 4, sequence_length: 32, steps: 7}",
+    )
     config = load_run_config(run)
     assert (config.train.steps, config.train.batch_size) == (7, 4)
     assert config.optimizer.peak_learning_rate == 2e-3  # text to YAML 1.1
@@ -48,8 +51,16 @@ def test_yaml_holds_differences_and_extends(tmp_path):
 
 def test_flags_override_any_field(tmp_path):
     run = write(tmp_path / "run.yaml", "run_dir: x\nmodel: {preset: bert-tiny}")
-    flags = ["--train.steps", "20000", "--model.hidden_size", "64", "--two_stage.embeddings",
-             "never", "--optimizer.peak-learning-rate", "3e-4"]
+    flags = [
+        "--train.steps",
+        "20000",
+        "--model.hidden_size",
+        "64",
+        "--two_stage.embeddings",
+        "never",
+        "--optimizer.peak-learning-rate",
+        "3e-4",
+    ]
     config = load_run_config(run, flags)
     assert config.train.steps == 20000
     assert config.model.hidden_size == 64
@@ -87,8 +98,13 @@ def test_impossible_combinations_are_all_named_before_anything_is_compiled(tmp_p
         {
             "run_dir": "x",
             "model": {"preset": "bert-tiny", "num_attention_heads": 5},
-            "train": {"steps": 10, "sequence_length": 16, "masked_positions": 20,
-                      "batch_size": 6, "micro_batches": 4},
+            "train": {
+                "steps": 10,
+                "sequence_length": 16,
+                "masked_positions": 20,
+                "batch_size": 6,
+                "micro_batches": 4,
+            },
             "optimizer": {"warmup_steps": 11},
             "two_stage": {"steps": 5, "layers_per_block": 3},
         },
@@ -104,8 +120,10 @@ def test_impossible_combinations_are_all_named_before_anything_is_compiled(tmp_p
 
 
 def test_sequences_longer_than_the_position_table(tmp_path):
-    message = errors_of(tmp_path, {"run_dir": "x", "model": {"preset": "bert-tiny"},
-                                   "train": {"sequence_length": 256}})
+    message = errors_of(
+        tmp_path,
+        {"run_dir": "x", "model": {"preset": "bert-tiny"}, "train": {"sequence_length": 256}},
+    )
     assert "train.sequence_length: found 256, expected 4 to 128" in message
 
 
@@ -116,20 +134,26 @@ def test_unknown_preset_lists_the_presets(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [("a: [", "is not YAML"), ("- 1\n- 2", "expected 'field: value'"),
-     ("extends: run.yaml", "extends itself"), ("extends: nothing.yaml", "cannot be read")],
+    [
+        ("a: [", "is not YAML"),
+        ("- 1\n- 2", "expected 'field: value'"),
+        ("extends: run.yaml", "extends itself"),
+        ("extends: nothing.yaml", "cannot be read"),
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path, content, part):
     assert part in errors_of(tmp_path, content)
 
 
 def test_targets_come_from_presets_and_files(tmp_path):
-    source = ModelConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536,
-                         vocab_size=1000)
+    source = ModelConfig(
+        hidden_size=384, num_attention_heads=6, intermediate_size=1536, vocab_size=1000
+    )
     target = load_target("bert-base", source)
     assert (target.hidden_size, target.vocab_size) == (768, 1000)
-    path = write(tmp_path / "t.yaml", "hidden_size: 512\nnum_attention_heads: 8\n"
-                 "intermediate_size: 2048")
+    path = write(
+        tmp_path / "t.yaml", "hidden_size: 512\nnum_attention_heads: 8\nintermediate_size: 2048"
+    )
     assert load_target(str(path), source).hidden_size == 512
     with pytest.raises(ConfigError, match="no preset is called 'bert-bass'"):
         load_target("bert-bass", source)

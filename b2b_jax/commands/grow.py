@@ -146,8 +146,10 @@ def _sample(saved: SavedModel) -> tuple[str, dict[str, Any]]:
                 tokenizer=prepared.tokenizer,
             )
             rows = np.arange(len(ids))[:, None]
-            labels = jnp.full(ids.shape, IGNORED_LABEL).at[rows, masked.positions].set(
-                jnp.where(masked.weights > 0, masked.labels, IGNORED_LABEL)
+            labels = (
+                jnp.full(ids.shape, IGNORED_LABEL)
+                .at[rows, masked.positions]
+                .set(jnp.where(masked.weights > 0, masked.labels, IGNORED_LABEL))
             )
             return "held-out text", {"input_ids": masked.input_ids, "labels": labels}
     except (DataError, KeyError, OSError):
@@ -155,5 +157,3 @@ def _sample(saved: SavedModel) -> tuple[str, dict[str, Any]]:
     rng = np.random.default_rng(0)
     length = min(64, saved.config.max_position_embeddings)
     return "random tokens", {"input_ids": rng.integers(saved.config.vocab_size, size=(8, length))}
-
-

@@ -96,9 +96,7 @@ def cyclic(source: int, target: int) -> IndexMap:
 def balanced(source: int, target: int, rng: np.random.Generator) -> IndexMap:
     """Identity, then whole random permutations: random, with counts that differ by at most one."""
     rounds = -(-(target - source) // source)
-    new = np.concatenate(
-        [np.empty(0, int), *(rng.permutation(source) for _ in range(rounds))]
-    )
+    new = np.concatenate([np.empty(0, int), *(rng.permutation(source) for _ in range(rounds))])
     return IndexMap(np.concatenate([np.arange(source), new[: target - source]]), source)
 
 

@@ -202,8 +202,7 @@ class GrowthPlan:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["axes"] = {
-            path: {"axes": str(axes), "init_std": axes.init_std}
-            for path, axes in self.axes.items()
+            path: {"axes": str(axes), "init_std": axes.init_std} for path, axes in self.axes.items()
         }
         fields["maps"] = {
             name: {"source_size": grown.source_size, "indices": grown.indices.tolist()}

@@ -80,12 +80,12 @@ def plan_growth(
         found.append(f"seed: found {seed}, expected at least 0")
     found += _size_problems(source, target)
     sizes = source.axis_sizes(), target.axis_sizes()
-    if depth == "identity" and source.norm_position == "post":
-        if sizes[0].get("layers") != sizes[1].get("layers"):
-            found.append(
-                "depth 'identity' is for pre-norm models: a post-norm block whose projections are "
-                "zero still normalises its input twice; use 'stack' or 'interpolate'"
-            )
+    deeper = sizes[0].get("layers") != sizes[1].get("layers")
+    if depth == "identity" and source.norm_position == "post" and deeper:
+        found.append(
+            "depth 'identity' is for pre-norm models: a post-norm block whose projections are "
+            "zero still normalises its input twice; use 'stack' or 'interpolate'"
+        )
     if found:
         raise GrowthError("This growth cannot be done:\n  " + "\n  ".join(found))
     grown: dict[str, IndexMap] = {}

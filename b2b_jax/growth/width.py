@@ -1,5 +1,6 @@
 """Growing one parameter along its named axes: gather, rescale, take from the upper layer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -13,9 +14,7 @@ Maps = Mapping[str, IndexMap]
 MAX_SLICES = 16
 
 
-def gather(
-    leaf: Shaped[Array, "..."], indices: np.ndarray, *, axis: int
-) -> Shaped[Array, "..."]:
+def gather(leaf: Shaped[Array, "..."], indices: np.ndarray, *, axis: int) -> Shaped[Array, "..."]:
     """Take entries along one axis; runs of neighbours are copied as slices.
 
     A cyclic map is a handful of runs, and slices stream through memory where an index gather
@@ -25,7 +24,7 @@ def gather(
     if len(starts) > MAX_SLICES:
         return jnp.take(leaf, indices, axis=axis)
     bounds = [*starts, len(indices)]
-    runs = [(indices[a], b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    runs = [(indices[a], b - a) for a, b in itertools.pairwise(bounds)]
     if runs == [(0, leaf.shape[axis])]:
         return leaf
     before = (slice(None),) * axis
@@ -34,9 +33,7 @@ def gather(
     )
 
 
-def rescale(
-    leaf: Float[Array, "..."], copies: np.ndarray, *, axis: int
-) -> Float[Array, "..."]:
+def rescale(leaf: Float[Array, "..."], copies: np.ndarray, *, axis: int) -> Float[Array, "..."]:
     """Divide every entry along one axis by its copy count (the 1/C of Eq. 7)."""
     if (copies == 1).all():
         return leaf

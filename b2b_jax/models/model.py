@@ -128,9 +128,7 @@ class Model:
         )
         return out_BTD
 
-    def logits(
-        self, params: Mapping[str, Any], x: Float[Array, "... D"]
-    ) -> Float[Array, "... V"]:
+    def logits(self, params: Mapping[str, Any], x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Vocabulary logits, float32, of the last layer's output at any set of positions.
 
         Needs the head and ``params["embeddings"]["token"]["embedding"]``, the tied decoder.

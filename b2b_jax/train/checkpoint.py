@@ -122,7 +122,8 @@ class Checkpoints:
 
 def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     meta = manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())  # pyright: ignore
+        step,
+        args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore
     )["meta"]
     if meta.get("format") != FORMAT:
         raise CheckpointError(

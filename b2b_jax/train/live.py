@@ -88,9 +88,7 @@ def map_mirrors(
     )
 
 
-def select_state(
-    opt_state: Any, params: Mapping[str, Any], sub: SubModel, table: AxisTable
-) -> Any:
+def select_state(opt_state: Any, params: Mapping[str, Any], sub: SubModel, table: AxisTable) -> Any:
     """The optimizer state of what `select` cuts out of ``params``."""
     return map_mirrors(lambda node: select(node, sub, table), opt_state, params)
 

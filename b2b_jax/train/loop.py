@@ -209,8 +209,10 @@ class Trainer:
             yield
         except NonFiniteLoss as error:
             kept = self.checkpoints.latest_step()
-            what = "there is no checkpoint yet" if kept is None else (
-                f"the checkpoint of step {kept} is kept"
+            what = (
+                "there is no checkpoint yet"
+                if kept is None
+                else (f"the checkpoint of step {kept} is kept")
             )
             raise NonFiniteLoss(
                 f"{error}; {what}. Lower optimizer.peak_learning_rate or raise "

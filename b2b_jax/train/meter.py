@@ -145,9 +145,7 @@ class Meter:
             spent = progress.seconds - seconds
             if spent > 0:
                 train = self.config.train
-                row["tokens_per_second"] = (
-                    steps * train.batch_size * train.sequence_length / spent
-                )
+                row["tokens_per_second"] = steps * train.batch_size * train.sequence_length / spent
                 if self.accounting.peak_flops:
                     done = progress.flops["exact"] - flops
                     row["mfu"] = done / spent / self.accounting.peak_flops

@@ -32,7 +32,7 @@ class Example:
     """
 
     input_ids: Int[Array, "B T"] | Abstract
-    positions: Int[Array, "B M"] | None | Abstract
+    positions: Int[Array, "B M"] | Abstract | None
     labels: Int[Array, "B M"] | Abstract
     weights: Float[Array, "B M"] | Abstract
 
@@ -60,9 +60,7 @@ class Objective:
         if self.kind == "clm":
             weights = jnp.ones(input_ids.shape, jnp.float32).at[:, -1].set(0.0)
             return Example(input_ids, None, jnp.roll(input_ids, -1, axis=1), weights)
-        masked = mask_tokens(
-            key, input_ids, num_masked=self.num_masked, tokenizer=self.tokenizer
-        )
+        masked = mask_tokens(key, input_ids, num_masked=self.num_masked, tokenizer=self.tokenizer)
         return Example(masked.input_ids, masked.positions, masked.labels, masked.weights)
 
 
@@ -155,4 +153,3 @@ def prefix_losses(
         losses.append(cross_entropy(logits, example.labels, weights=example.weights))
         done = depth
     return jax.tree.map(lambda *entries: jnp.stack(entries), *losses)
-

@@ -1,6 +1,5 @@
 """AdamW with decay by name, counted per layer, and the learning-rate schedule."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +53,7 @@ class OptimizerConfig:
 
 
 def learning_rate(
-    step: Int[Array, ""], config: OptimizerConfig, *, total_steps: int
+    step: Int[Array, ""] | int, config: OptimizerConfig, *, total_steps: int
 ) -> Float[Array, ""]:
     """The rate of a step: linear up to the peak, then linear down to zero at ``total_steps``.
 
@@ -78,7 +77,7 @@ def scale_by_adam(config: OptimizerConfig, table: AxisTable) -> optax.GradientTr
     so that a cut through the layers cuts them too.
     """
 
-    def init(params: Mapping[str, Any]) -> optax.ScaleByAdamState:
+    def init(params: Any) -> optax.ScaleByAdamState:
         def zero_count(path: str, leaf: Array) -> Int[Array, "..."]:
             layers = leaf.shape[:1] if is_stacked(table[path]) else (1,) * bool(leaf.ndim)
             return jnp.zeros(layers + (1,) * (leaf.ndim - 1), jnp.int32)
@@ -89,9 +88,7 @@ def scale_by_adam(config: OptimizerConfig, table: AxisTable) -> optax.GradientTr
             nu=jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
         )
 
-    def update(
-        updates: Any, state: optax.ScaleByAdamState, params: Any = None
-    ) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         b1, b2 = config.adam_b1, config.adam_b2
         count = jax.tree.map(lambda n: n + 1, state.count)
@@ -120,7 +117,7 @@ def make_optimizer(
         total_steps: where the learning rate reaches zero.
     """
 
-    def decayed(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def decayed(params: Any) -> Any:
         return map_with_path(lambda path, _: table[path].role in DECAYED_ROLES, params)
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -129,6 +126,6 @@ def make_optimizer(
         scale_by_adam(config, table),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(
-            lambda step: learning_rate(step, config, total_steps=total_steps)
+            lambda step: learning_rate(jnp.asarray(step), config, total_steps=total_steps)
         ),
     )

@@ -110,7 +110,7 @@ class Programs:
     def compile_train_step(
         self, sub: SubModel, state: TrainState, input_ids: Int[jax.Array, "B T"]
     ) -> None:
-        """Trace and compile the step of a sub-model for arguments like these, without running it."""
+        """Trace and compile the step of a sub-model for arguments like these; do not run it."""
         step = make_train_step(
             self.model,
             self.optimizer,

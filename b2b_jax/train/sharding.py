@@ -71,8 +71,9 @@ def param_shardings(
             if mesh_axis in spec:  # a mesh axis can shard one dimension of an array only
                 mesh_axis = None
             if mesh_axis and size % mesh.shape[mesh_axis]:
-                uneven.append(f"{path}: {name} {size} is not divisible by {mesh_axis} "
-                              f"{mesh.shape[mesh_axis]}")
+                uneven.append(
+                    f"{path}: {name} {size} is not divisible by {mesh_axis} {mesh.shape[mesh_axis]}"
+                )
             spec.append(mesh_axis)
         shardings[path] = NamedSharding(mesh, PartitionSpec(*spec))
     if uneven:

@@ -72,9 +72,7 @@ def make_train_step(
     def constrain(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, in_shards)
 
-    def step(
-        state: TrainState, input_ids: Int[Array, "B T"]
-    ) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, input_ids: Int[Array, "B T"]) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         mask_key, dropout_key = jax.random.split(step_key)
         example = objective.example(input_ids, mask_key)
@@ -105,13 +103,11 @@ def make_train_step(
                 lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), example
             )
             zero = (jax.tree.map(jnp.zeros_like, live), LossSum(jnp.zeros(()), jnp.zeros(())))
-            (grads, loss), _ = jax.lax.scan(
-                accumulate, zero, (jnp.arange(micro_batches), parts)
-            )
+            (grads, loss), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro_batches), parts))
         grads = jax.tree.map(lambda g: g / loss.count, grads)
         live_opt = select_state(state.opt_state, state.params, sub, model.axes)
         updates, live_opt = optimizer.update(grads, live_opt, live)
-        new_live = optax.apply_updates(live, updates)
+        new_live: Any = optax.apply_updates(live, updates)
         new_state = TrainState(
             step=state.step + 1,
             params=merge(state.params, new_live, sub, model.axes),
@@ -131,9 +127,7 @@ def make_eval_step(
     """
     in_shards = batch_sharding(mesh)
 
-    def step(
-        params: Params, input_ids: Int[Array, "B T"], index: Int[Array, ""]
-    ) -> LossSum:
+    def step(params: Params, input_ids: Int[Array, "B T"], index: Int[Array, ""]) -> LossSum:
         key = jax.random.fold_in(jax.random.key(HELDOUT_SEED), index)
         return prefix_losses(
             params,

@@ -44,7 +44,7 @@ def advanced(w, upper, g_in, g_out):
 
 
 def advanced_rows(w, upper, g_in, g_out):
-    """Scope "hidden" on the matrix that reads new neurons: their rows, too, are the upper layer's."""
+    """Scope "hidden": the rows that read new heads and neurons are the upper layer's, too."""
     own, above = expand_in(w, g_in), expand_in(upper, g_in)
     rows = np.stack([own[i] if i < w.shape[0] else above[i] for i in range(len(g_in))])
     return expand_out(rows, g_out)

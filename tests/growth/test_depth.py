@@ -55,9 +55,7 @@ def test_every_source_layer_speaks_once(depths, name):
 @pytest.mark.parametrize("layers", [4, 5, 7, 8, 11])
 def test_layers_are_copied_in_that_order(depth, layers):
     source = tiny.config()
-    plan = plan_growth(
-        source, source.replace(num_hidden_layers=layers), method="fpi", depth=depth
-    )
+    plan = plan_growth(source, source.replace(num_hidden_layers=layers), method="fpi", depth=depth)
     params = tiny.random_params(source)
     order = ORDERS[depth](4, layers).indices
     tiny.assert_trees_equal(

@@ -55,7 +55,6 @@ def test_aki_differs_from_fpi_only_where_the_equation_says(scope):
         np.testing.assert_array_equal(leaf[-1], expected[-1], err_msg=path)  # no upper layer
 
 
-
 def test_a_model_of_one_layer_has_no_donors():
     source = tiny.config(num_hidden_layers=1)
     target = tiny.uneven(source)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from b2b_jax.growth import grow, plan_growth
+from b2b_jax.growth import plan_growth
 from b2b_jax.models import build_model
 from b2b_jax.tree import flatten
 

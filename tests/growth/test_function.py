@@ -19,9 +19,7 @@ def measured_gap(source, target, plan, seed=0):
     """How far the grown model is from its source, by the float64 reference forward."""
     params, inputs = tiny.random_params(source, seed), tiny.batch(source, seed)
     big = tiny.grow_jitted(params, plan)
-    return tiny.gap(
-        oracle.forward(target, big, **inputs), oracle.forward(source, params, **inputs)
-    )
+    return tiny.gap(oracle.forward(target, big, **inputs), oracle.forward(source, params, **inputs))
 
 
 @pytest.mark.parametrize("mapping", ["cyclic", "balanced"])

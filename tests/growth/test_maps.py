@@ -57,9 +57,7 @@ def test_compose_and_invert(sizes, more, seed):
     assert invert(identity(source)).is_identity
 
 
-@pytest.mark.parametrize(
-    ("indices", "size"), [([0, 3], 3), ([-1, 0], 3), ([[0, 1]], 3), ([0], 0)]
-)
+@pytest.mark.parametrize(("indices", "size"), [([0, 3], 3), ([-1, 0], 3), ([[0, 1]], 3), ([0], 0)])
 def test_what_is_no_map(indices, size):
     with pytest.raises(GrowthError, match="index map"):
         IndexMap(np.array(indices), size)

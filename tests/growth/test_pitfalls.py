@@ -491,9 +491,7 @@ def sharing(params, plan):
 
 def silencing(applies):
     real = GrowthPlan.is_silenced
-    return patched(
-        GrowthPlan, "is_silenced", lambda self, path: applies(path) and real(self, path)
-    )
+    return patched(GrowthPlan, "is_silenced", lambda self, path: applies(path) and real(self, path))
 
 
 def identity_for_all(source, target, **options):

@@ -124,9 +124,7 @@ def test_the_rules_of_an_exact_plan(source):
     assert plan.rule("layers/mlp/up/bias") == "gather mlp"
     assert "exact: the grown model computes the source's function" in plan.describe()
     gpt2 = tiny.config("gpt2")
-    deeper = plan_growth(
-        gpt2, gpt2.replace(num_hidden_layers=6), method="fpi", depth="identity"
-    )
+    deeper = plan_growth(gpt2, gpt2.replace(num_hidden_layers=6), method="fpi", depth="identity")
     assert "zero in layers [1, 4]" in deeper.rule("layers/mlp/down/bias")
     assert "zero" not in deeper.rule("layers/mlp/up/bias")
 

@@ -91,9 +91,9 @@ def test_the_loss_at_twice_the_width_stays(table):
 
 
 def test_the_order_of_table_1(table):
-    assert table[6, "random"] == pytest.approx(np.log(60), abs=0.3)
-    assert table[6, "random"] > table[6, "direct_copy"] + 0.2
-    assert table[6, "direct_copy"] > table[6, "fpi"] + 0.2
+    assert table[6, "random"] > np.log(60) - 0.1
+    assert table[6, "random"] > table[6, "direct_copy"] + 0.5
+    assert table[6, "direct_copy"] > table[6, "fpi"] + 0.5
 
 
 def test_the_gap_at_uneven_width_is_there_and_small(table):

@@ -11,9 +11,7 @@ from b2b_jax.tree import flatten
 
 
 def dropless(family, **changes):
-    return tiny.config(
-        family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes
-    )
+    return tiny.config(family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
@@ -191,9 +189,7 @@ def test_dropout_of_attention_keeps_the_mean():
     cfg = cfg.replace(attention_probs_dropout_prob=0.25)
     model, params = build_model(cfg), tiny.random_params(cfg)
     # Without neurons, one block is x + attention(x).
-    params["layers"]["mlp"]["down"] = jax.tree.map(
-        jnp.zeros_like, params["layers"]["mlp"]["down"]
-    )
+    params["layers"]["mlp"]["down"] = jax.tree.map(jnp.zeros_like, params["layers"]["mlp"]["down"])
     rows = jnp.tile(tiny.batch(cfg)["input_ids"][:1], (3000, 1))
     x = model.embed(params, rows)
     plain = model.run_layers(params["layers"], x[:1])

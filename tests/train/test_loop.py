@@ -157,7 +157,7 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(folder):
     checkpoints.save(dataclasses.replace(state, params=poisoned), meta, step=8)
     checkpoints.wait()
     checkpoints.close()
-    with pytest.raises(NonFiniteLoss, match="step 9: loss nan.*checkpoint of step 8 is kept"):
+    with pytest.raises(NonFiniteLoss, match=r"step 9: loss nan.*checkpoint of step 8 is kept"):
         train_command(config, reporter=Recorder())
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     assert checkpoints.latest_step() == 8
@@ -200,7 +200,11 @@ def test_csv_drops_rows_after_the_checkpoint_and_lines_cut_off(tmp_path):
     writer.write({"step": 5, "loss": 0.7, "seconds": 3.0})
     writer.close()
     assert path.read_text().split() == [
-        "step,loss,seconds", "0,1.0,0", "2,0.9,1", "4,0.8,2", "5,0.7,3.0",
+        "step,loss,seconds",
+        "0,1.0,0",
+        "2,0.9,1",
+        "4,0.8,2",
+        "5,0.7,3.0",
     ]
 
 
@@ -250,8 +254,12 @@ def test_sigterm_exits_75_from_the_command_line(folder):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000))
     path = folder / "terminated.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config.to_dict()))))
-    process = subprocess.Popen([sys.executable, "-m", "b2b_jax.cli", "train", str(path)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "b2b_jax.cli", "train", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = folder / "terminated" / "metrics.csv"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:

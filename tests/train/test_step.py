@@ -19,7 +19,7 @@ from b2b_jax.train.optim import OptimizerConfig, learning_rate, make_optimizer
 from b2b_jax.train.sharding import MeshConfig, ShardingError, make_mesh, param_shardings
 from b2b_jax.train.stages import TwoStageConfig, full_model, sub_models
 from b2b_jax.train.step import make_eval_step
-from b2b_jax.tree import flatten
+from b2b_jax.tree import flatten, unflatten
 
 
 def test_cross_entropy_against_numpy():
@@ -109,8 +109,6 @@ def test_adam_equals_optax_where_everything_is_always_live():
     for seed in range(4):
         rng = np.random.default_rng(seed)
         grads = {p: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for p, x in flat.items()}
-        from b2b_jax.tree import unflatten
-
         updates, our_state = ours.update(unflatten(grads), our_state, our_params)
         our_params = optax.apply_updates(our_params, updates)
         updates, their_state = theirs.update(grads, their_state, their_params)
@@ -189,8 +187,9 @@ def test_compiled_flops_of_every_sub_model_match_the_count():
     setup = Setup(cfg, compute=Compute(scan_unroll=cfg.num_hidden_layers))
     state = jax.eval_shape(lambda: setup.state())
     ids = jax.ShapeDtypeStruct((16, 64), jnp.int32)
-    policies = [TwoStageConfig(steps=1, layers_per_block=1, tied_table=t) for t in
-                ("embeddings", "head")]
+    policies = [
+        TwoStageConfig(steps=1, layers_per_block=1, tied_table=t) for t in ("embeddings", "head")
+    ]
     subs = [*sub_models(4, policies[0]), sub_models(4, policies[1])[2], full_model(4)]
     ratios = {}
     for sub in subs:
@@ -220,7 +219,7 @@ def test_a_mesh_that_does_not_divide_names_all_parameters():
 
 
 def test_mesh_sizes_must_fit_the_devices():
-    with pytest.raises(ShardingError, match="data=3, fsdp=-1 does not fit|uses"):
+    with pytest.raises(ShardingError, match=r"data=3, fsdp=-1 does not fit|uses"):
         make_mesh(MeshConfig(data=jax.device_count() + 2, fsdp=-1))
 
 

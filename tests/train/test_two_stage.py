@@ -45,7 +45,11 @@ def warmed_up(setup: Setup):
     return state
 
 
-CASES = [("bert", *policy) for policy in POLICIES] + [("gpt2", *POLICIES[0]), ("gpt2", *POLICIES[3])]
+CASES = [
+    *(("bert", *policy) for policy in POLICIES),
+    ("gpt2", *POLICIES[0]),
+    ("gpt2", *POLICIES[3]),
+]
 
 
 @pytest.mark.parametrize(("family", "embeddings", "tied_table"), CASES)
