@@ -1,0 +1,116 @@
+"""The command line: messages and exit codes instead of traces, and growth end to end."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import yaml
+from runs import Recorder, tiny_run
+
+import b2b_jax as b2b
+from b2b_jax.cli import main
+from b2b_jax.commands.train import train_command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    config = tiny_run(folder, "small")
+    assert train_command(config, reporter=Recorder()).exit_code == 0
+    target = {
+        "hidden_size": 24,
+        "num_attention_heads": 3,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+    }
+    (folder / "target.yaml").write_text(yaml.safe_dump({"model": target}))
+    return folder, config
+
+
+def grow(folder, *words) -> int:
+    source, target = str(folder / "small"), str(folder / "large")
+    return main(["grow", source, target, "--to", str(folder / "target.yaml"), *words])
+
+
+def test_grow_train_and_plot(trained, capsys):
+    folder, config = trained
+    assert grow(folder, "--method", "fpi") == 0
+    output = capsys.readouterr().out
+    assert "layer order: [0, 1, 0, 1]" in output and "held-out text: loss" in output
+    cfg, params = b2b.load(folder / "large")
+    assert (cfg.hidden_size, cfg.num_hidden_layers) == (24, 4)
+    plan = b2b.GrowthPlan.from_json((folder / "large" / "growth_plan.json").read_text())
+    _, small = b2b.load(folder / "small")
+    expected = b2b.grow(small, plan)["layers"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(params["layers"]["mlp"]["up"]["kernel"], expected)
+
+    assert grow(folder, "--method", "fpi") == 0
+    assert "already; nothing to do" in capsys.readouterr().out
+    assert grow(folder, "--method", "aki") == 1
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert grow(folder, "--method", "aki", "--overwrite") == 0
+
+    run = {
+        **json.loads(json.dumps(config.to_dict())),
+        "init": str(folder / "large"),
+        "run_dir": str(folder / "b2b"),
+    }
+    del run["model"]
+    (folder / "b2b.yaml").write_text(yaml.safe_dump(run))
+    assert main(["train", str(folder / "b2b.yaml"), "--train.steps", "8"]) == 0
+    assert (folder / "b2b" / "growth_plan.json").exists()
+    scratch = dataclasses.replace(config, model=cfg, run_dir=str(folder / "scratch"))
+    assert train_command(scratch, reporter=Recorder()).exit_code == 0
+    capsys.readouterr()
+    assert main(["plot", *map(str, sorted(folder.iterdir()))]) == 0
+    output = capsys.readouterr().out
+    assert "AKI + two-stage" in output and "scratch" in output and "skipped" in output
+    assert (folder / "report.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nothing.yaml"], "cannot be read"),
+        (["grow", "nothing", "out", "--to", "bert-base"], "no such folder"),
+        (["plot", "nothing"], "no such folder"),
+        (["prepare", "nothing.yaml"], "cannot be read"),
+    ],
+)
+def test_bad_input_ends_in_a_message(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+
+
+def test_a_target_that_cannot_be_reached_says_all_reasons(trained, capsys):
+    folder, _ = trained
+    (folder / "bad.yaml").write_text("hidden_size: 8\nnum_attention_heads: 2\nnum_hidden_layers: 1")
+    code = main(
+        ["grow", str(folder / "small"), str(folder / "x"), "--to", str(folder / "bad.yaml")]
+    )
+    error = capsys.readouterr().err
+    assert code == 1
+    for part in ("embed shrinks: 16 -> 8", "layers shrinks: 2 -> 1", "head_dim: 8 -> 4"):
+        assert part in error
+    assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["growth"], ["plot"], ["plot", "a", "--nonsense"]])
+def test_wrong_usage_exits_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: b2b" in capsys.readouterr().err
+
+
+def test_a_wrong_flag_names_the_nearest(trained, capsys):
+    folder, config = trained
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config.to_dict()))))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(path), "--train.stepz", "3"])
+    assert stop.value.code == 2
+    assert "--train.steps" in "".join(capsys.readouterr())
