@@ -58,10 +58,14 @@ class GrowthPlan:
     library_version: str
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GrowthPlan) and self.to_json() == other.to_json()
+        return isinstance(other, GrowthPlan) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._identity)
+
+    @cached_property
+    def _identity(self) -> str:
+        return self.to_json()
 
     @cached_property
     def source_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -52,7 +52,7 @@ def test_every_source_layer_speaks_once(depths, name):
 
 
 @pytest.mark.parametrize("depth", ["stack", "interpolate"])
-@pytest.mark.parametrize("layers", [4, 5, 7, 8, 11])
+@pytest.mark.parametrize("layers", [4, 7, 11])
 def test_layers_are_copied_in_that_order(depth, layers):
     source = tiny.config()
     plan = plan_growth(source, source.replace(num_hidden_layers=layers), method="fpi", depth=depth)
@@ -65,8 +65,7 @@ def test_layers_are_copied_in_that_order(depth, layers):
     assert plan.is_exact == (layers == 4)
 
 
-@pytest.mark.parametrize("layers", [4, 5, 7, 13])
-@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(("layers", "factor"), [(4, 2), (5, 1), (7, 2), (13, 1)])
 def test_identity_layers_are_exact_before_a_pre_norm_model(layers, factor):
     source = tiny.config("gpt2")
     target = tiny.wider(source, factor, num_hidden_layers=layers)

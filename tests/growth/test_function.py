@@ -24,7 +24,7 @@ def measured_gap(source, target, plan, seed=0):
 
 @pytest.mark.parametrize("mapping", ["cyclic", "balanced"])
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("factor", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_equal_copies_keep_every_output(family, mapping, factor):
     source = tiny.config(family)
     target = tiny.wider(source, factor, neurons=50)
