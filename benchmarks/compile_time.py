@@ -66,8 +66,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 12, 24])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--scan-unroll", type=int, default=1)
+    our_step.add_compute(parser)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
@@ -77,6 +76,7 @@ def main() -> None:
         sequence_length=args.sequence_length,
         dtype=args.dtype,
         scan_unroll=args.scan_unroll,
+        remat=args.remat,
     )
     facts = harness.machine(malloc="default", threads=args.threads)
     seconds: dict[int, dict[str, list[float]]] = {

@@ -20,6 +20,7 @@ class Workload:
     dtype: str = "float32"
     clip_norm: float = 1.0
     scan_unroll: int = 1
+    remat: str = "default"
     steps_per_round: int = 1
 
     def model_config(self) -> Any:
@@ -28,6 +29,18 @@ class Workload:
 
         cfg = preset(self.model).replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         return cfg if self.layers is None else cfg.replace(num_hidden_layers=self.layers)
+
+
+def add_compute(parser: Any) -> None:
+    """Options of how our step is computed."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--scan-unroll", type=int, default=1, help="b2b_jax's compute.scan_unroll")
+    parser.add_argument(
+        "--remat",
+        choices=("default", "none", "dots", "full"),
+        default="default",
+        help="b2b_jax's compute.remat",
+    )
 
 
 def tokenizer_info(vocab_size: int) -> Any:
@@ -52,6 +65,7 @@ def programs(load: Workload) -> Any:
     from b2b_jax.train.programs import Programs
 
     cfg = load.model_config()
+    remat = Compute().remat if load.remat == "default" else load.remat
     config = RunConfig(
         model=cfg,
         train=TrainConfig(
@@ -63,6 +77,7 @@ def programs(load: Workload) -> Any:
         compute=Compute(
             dtype=load.dtype,  # pyright: ignore[reportArgumentType]
             scan_unroll=load.scan_unroll,
+            remat=remat,  # pyright: ignore[reportArgumentType]
         ),
     )
     return Programs(config, tokenizer_info(cfg.vocab_size))

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--masked-positions", type=int, default=20)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    our_step.add_compute(parser)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps-per-round", type=int, default=1, help="GPU: try 20")
     args = parser.parse_args()
@@ -42,6 +42,8 @@ def main() -> None:
         sequence_length=args.sequence_length,
         masked_positions=args.masked_positions,
         dtype=args.dtype,
+        scan_unroll=args.scan_unroll,
+        remat=args.remat,
         steps_per_round=args.steps_per_round,
     )
     cfg = load.model_config()

@@ -131,9 +131,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="sequences (GPU: try 256)")
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--masked-positions", type=int, default=20)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    our_step.add_compute(parser)
     parser.add_argument("--clip-norm", type=float, default=1.0, help="for all; 0: no clipping")
-    parser.add_argument("--scan-unroll", type=int, default=1, help="of b2b_jax")
     parser.add_argument("--rounds", type=int, default=6, help="turns of every contender")
     parser.add_argument("--repeats", type=int, default=1, help="timed measurements per turn")
     parser.add_argument(
@@ -154,6 +153,7 @@ def main() -> None:
         dtype=args.dtype,
         clip_norm=args.clip_norm,
         scan_unroll=args.scan_unroll,
+        remat=args.remat,
         steps_per_round=steps,
     )
     facts = harness.machine(malloc=args.malloc, threads=args.threads)

@@ -12,6 +12,7 @@ from b2b_jax.report.savings import first_crossing
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SCRATCH_COLOUR, SOURCE_COLOUR = "#000000", "#999999"
+LABEL_BOX = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd9", "edgecolor": "none"}
 WIDTH, HEIGHT, DPI = 9.0, 5.2, 150
 
 
@@ -65,15 +66,12 @@ def _draw_scratch(axes: Any, scratch: Run) -> None:
         linewidth=1.8,
         label=scratch.label,
     )
-    axes.axhline(final, color=SCRATCH_COLOUR, linewidth=0.9, linestyle="--")
-    axes.annotate(
-        f"scratch's final loss {final:.3f}",
-        (0, final),
-        xytext=(4, -4),
-        textcoords="offset points",
-        xycoords=axes.get_yaxis_transform(),
-        va="top",
-        fontsize=9,
+    axes.axhline(
+        final,
+        color=SCRATCH_COLOUR,
+        linewidth=0.9,
+        linestyle="--",
+        label=f"scratch's final loss ({final:.3f})",
     )
 
 
@@ -82,12 +80,13 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     axes.plot(curve.exact, curve.loss, color=colour, linewidth=1.8, label=run.label)
     axes.plot(curve.exact[0], curve.loss[0], "o", color=colour, markersize=7, clip_on=False)
     axes.annotate(
-        f"grown: {curve.loss[0]:.2f}",
+        f"right after growth: {curve.loss[0]:.2f}",
         (curve.exact[0], curve.loss[0]),
-        xytext=(9, 2 + 12 * index),
+        xytext=(10, -14 - 12 * index),
         textcoords="offset points",
         color=colour,
         fontsize=9,
+        bbox=LABEL_BOX,
     )
     if run.stage_one_steps:
         seen = np.isfinite(curve.sub_model_mean)
@@ -111,7 +110,7 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
             va="top",
             color=colour,
             fontsize=9,
-            backgroundcolor="#ffffffcc",
+            bbox=LABEL_BOX,
         )
     if scratch is None:
         return
@@ -120,18 +119,18 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     if cost is None:
         return
     axes.plot(cost, final, "D", color=colour, markersize=7)
-    y = final - (0.02 + 0.045 * index) * (float(scratch.curve.loss[0]) - final)
-    axes.annotate("", (cost, y), (total, y), arrowprops={"arrowstyle": "<->", "color": colour})
+    span = {"arrowstyle": "<->", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (cost, final), (total, final), arrowprops=span)
     axes.annotate(
         f"{100 * (1 - cost / total):.0f} % saved",
-        ((cost + total) / 2, y),
-        xytext=(0, -3),
+        ((cost + total) / 2, final),
+        xytext=(0, 7 + 15 * index),
         textcoords="offset points",
         ha="center",
-        va="top",
         color=colour,
-        fontsize=10,
+        fontsize=11,
         fontweight="bold",
+        bbox=LABEL_BOX,
     )
 
 

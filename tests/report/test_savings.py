@@ -111,12 +111,13 @@ def test_picture_marks_growth_stage_boundary_and_saving(demo):
     figure = comparison_figure(read_runs(sorted(demo.iterdir())))
     axes = figure.axes[0]
     texts = " | ".join(text.get_text() for text in axes.texts)
-    for part in ("scratch's final loss 3.000", "grown: 6.00", "stage 1", "62 % saved"):
+    for part in ("right after growth: 6.00", "stage 1", "62 % saved"):
         assert part in texts
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [
         "source model",
         "scratch",
+        "scratch's final loss (3.000)",
         "AKI + two-stage",
         "AKI + two-stage: mean of sub-models",
     ]
