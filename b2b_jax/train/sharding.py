@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from b2b_jax.axes import AxisTable
 from b2b_jax.train.live import map_mirrors
@@ -56,7 +56,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def param_shardings(
-    table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, mesh: Mesh
+    table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, mesh: Mesh | AbstractMesh
 ) -> dict[str, NamedSharding]:
     """Parameter path -> sharding, by the names of its axes.
 
