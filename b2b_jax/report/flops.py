@@ -171,7 +171,7 @@ def step_cost(
         >>> cost = step_cost(preset("bert-base"), full_model(12), batch_size=1,
         ...                  sequence_length=512, predictions=80)
         >>> f"{cost.electra:.6e}"
-        '5.022136e+11'
+        '2.511068e+11'
     """
 
     def by(accounting: Accounting) -> float:
