@@ -82,7 +82,7 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     axes.annotate(
         f"right after growth: {curve.loss[0]:.2f}",
         (curve.exact[0], curve.loss[0]),
-        xytext=(10, -14 - 12 * index),
+        xytext=(4, -38 - 12 * index),
         textcoords="offset points",
         color=colour,
         fontsize=9,
@@ -124,7 +124,7 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     axes.annotate(
         f"{100 * (1 - cost / total):.0f} % saved",
         ((cost + total) / 2, final),
-        xytext=(0, 7 + 15 * index),
+        xytext=(0, -38 - 15 * index),
         textcoords="offset points",
         ha="center",
         color=colour,
