@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -140,7 +141,7 @@ def test_a_plan_is_a_static_argument(source, params):
         traced.append(plan)
         return identity(grow(tree, plan))
 
-    compiled = jax.jit(grow_once, static_argnums=1, compiler_options=tiny.FAST_COMPILE)
+    compiled = jax.jit(grow_once, static_argnums=1)
     target = tiny.wider(source)
     plan = plan_growth(source, target, method="fpi")
     first = compiled(params, plan)
@@ -316,7 +317,7 @@ for method in ("aki", "direct_copy"):
     sharded = flatten(compiled(params, plan))
     for path, leaf in flatten(grow(params, plan)).items():
         assert sharded[path].sharding == shardings[path], path
-        np.testing.assert_allclose(sharded[path], leaf, rtol=2e-7, err_msg=path)
+        np.testing.assert_allclose(sharded[path], leaf, rtol=2e-6, err_msg=path)
     kernel = sharded["layers/mlp/up/kernel"]
     assert len(kernel.sharding.device_set) == 8
     assert kernel.addressable_shards[0].data.shape == (6, 16, 10)
@@ -326,7 +327,7 @@ print("ok")
 
 def test_growth_into_shards_of_eight_devices():
     """In a process of its own: the number of devices is fixed when JAX starts."""
-    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment = os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
         capture_output=True,

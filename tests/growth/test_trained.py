@@ -52,11 +52,12 @@ def trained():
         updates, state = optimizer.update(grads, state)
         return (optax.apply_updates(params, updates), state), loss
 
-    @jax.jit
     def train(params, keys):
         (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
         return params, losses
 
+    # Here the running takes longer than the compiling that the other tests save on.
+    train = jax.jit(train, compiler_options={"xla_backend_optimization_level": "1"})
     params = build_model(SMALL).init(jax.random.key(0))
     params, losses = train(params, jax.random.split(jax.random.key(1), STEPS))
     assert losses[-20:].mean() < 0.6 * losses[:20].mean(), "the source did not learn"

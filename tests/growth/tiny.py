@@ -10,8 +10,7 @@ from b2b_jax.growth import grow
 from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.tree import flatten, unflatten
 
-FAST_COMPILE = {"xla_backend_optimization_level": "0"}
-grow_jitted = jax.jit(grow, static_argnums=1, compiler_options=FAST_COMPILE)
+grow_jitted = jax.jit(grow, static_argnums=1)
 
 
 def config(family: str = "bert", **changes) -> ModelConfig:
@@ -99,7 +98,7 @@ def outputs(cfg: ModelConfig, params: dict, inputs: dict) -> dict[str, np.ndarra
             found["nsp"] = model.next_sentence_logits(params, hidden)
         return found
 
-    found = jax.jit(compute, compiler_options=FAST_COMPILE)(params)
+    found = jax.jit(compute)(params)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

@@ -86,7 +86,7 @@ def loss_gradients(cfg, compute, params, inputs, key=None):
         x = model.run_layers(params["layers"], x, mask=mask, dropout_keys=keys)
         return jnp.sin(model.logits(params, x)).mean()
 
-    return jax.jit(jax.grad(loss), compiler_options=tiny.FAST_COMPILE)(params)
+    return jax.jit(jax.grad(loss))(params)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_prefix_and_the_rest_are_the_whole(family, split):
     def run(layers, x, keys):
         return model.run_layers(layers, x, mask=mask, dropout_keys=keys)
 
-    run = jax.jit(run, compiler_options=tiny.FAST_COMPILE)
+    run = jax.jit(run)
     whole = run(params["layers"], x, keys)
     rest = run(upper, run(lower, x, keys[:split]), keys[split:])
     np.testing.assert_allclose(rest, whole, rtol=1e-5, atol=1e-6)
