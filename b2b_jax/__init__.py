@@ -12,8 +12,11 @@ The growth functions are pure and act on nested dicts of arrays:
     (2, 192, 768)
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from b2b_jax.convert import ConvertError
 from b2b_jax.evaluate import VerifyReport, verify
 from b2b_jax.growth import GrowthError, GrowthPlan, IndexMap, grow, plan_growth, shrink
 from b2b_jax.models import Compute, ConfigError, Model, ModelConfig, build_model, preset
@@ -22,6 +25,7 @@ from b2b_jax.types import Params
 __all__ = [
     "Compute",
     "ConfigError",
+    "ConvertError",
     "GrowthError",
     "GrowthPlan",
     "IndexMap",
@@ -34,24 +38,55 @@ __all__ = [
     "load",
     "plan_growth",
     "preset",
+    "save",
     "shrink",
     "verify",
 ]
 
 
 def load(path: str | Path) -> tuple[ModelConfig, Params]:
-    """Read the newest model of a folder that ``b2b train`` or ``b2b grow`` wrote.
+    """Read a model from a Hugging Face folder, or the newest of a ``b2b`` folder.
 
     Args:
         path: the folder.
 
     Returns:
-        its config and its parameters, float32.
+        its config and its parameters: float32 from a ``b2b`` folder, the dtypes of the file from a
+        Hugging Face folder.
 
     Raises:
-        CheckpointError: if the folder holds no model.
+        CheckpointError: if a ``b2b`` folder holds no model.
+        ConvertError: if a Hugging Face folder cannot be read; lists every reason.
     """
-    from b2b_jax.train.checkpoint import load_model
+    from b2b_jax.train.saved import load_model
 
     saved = load_model(path)
     return saved.config, saved.params
+
+
+def save(path: str | Path, cfg: ModelConfig, params: Mapping[str, Any]) -> None:
+    """Write a model as a Hugging Face folder that ``transformers`` loads.
+
+    An existing folder is replaced whole. Weights are written as safetensors with the dtypes of the
+    parameters; tokenizer files are not written, since parameters know nothing of them.
+
+    Args:
+        path: the folder.
+        cfg: sizes and constants.
+        params: nested dict of arrays.
+
+    Raises:
+        ConvertError: if no class of ``transformers`` has the model's heads.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> cfg = preset("bert-tiny").replace(num_hidden_layers=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model", cfg, build_model(cfg).init(jax.random.key(0)))
+        ...     load(f"{folder}/model")[0] == cfg
+        True
+    """
+    from b2b_jax.convert import save_folder
+
+    save_folder(path, cfg, params)

@@ -1,4 +1,4 @@
-"""The command line: ``b2b prepare | train | grow | plot``. Errors end in a message, not a trace."""
+"""The command line, ``b2b COMMAND``. Errors end in a message, not a trace."""
 
 import argparse
 import os
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], int]) -> int:
     from b2b_jax.axes import AxisError
+    from b2b_jax.convert import ConvertError
     from b2b_jax.data import DataError
     from b2b_jax.growth import GrowthError
     from b2b_jax.models import ConfigError
@@ -46,6 +47,7 @@ def _guarded(command: Callable[[], int]) -> int:
         AxisError,
         CheckpointError,
         ConfigError,
+        ConvertError,
         DataError,
         GrowthError,
         NonFiniteLoss,
@@ -92,9 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(run=_prepare)
 
     grow = commands.add_parser("grow", help="make a larger model from a trained one")
-    grow.add_argument("source", help="folder of a trained model")
-    grow.add_argument("target", help="folder to write the grown model to")
-    grow.add_argument("--to", required=True, help="YAML file or preset with the target's sizes")
+    grow.add_argument("source", help="folder of a trained model: a run's, or Hugging Face's")
+    grow.add_argument("target", help="folder to write the grown model to, of the same kind")
+    size = grow.add_mutually_exclusive_group(required=True)
+    size.add_argument(
+        "--to",
+        default="",
+        help="the target's sizes: a preset, fields such as "
+        "hidden_size=768,num_attention_heads=24, a preset with fields, or a YAML file",
+    )
+    size.add_argument("--plan", default="", help="growth_plan.json to repeat, instead of --to")
     for name, choices, default, text in (
         ("--method", Method, "aki", "how parameters are made"),
         ("--mapping", Mapping, "cyclic", "what new width entries copy"),
@@ -103,14 +112,86 @@ def _parser() -> argparse.ArgumentParser:
     ):
         grow.add_argument(name, choices=get_args(choices), default=default, help=text)
     grow.add_argument("--seed", type=int, default=0, help="of random maps and fresh parameters")
-    grow.add_argument("--overwrite", action="store_true", help="replace what is in the target")
+    _add_hf_options(grow)
     grow.set_defaults(run=_grow)
+
+    verify = commands.add_parser("verify", help="how far a grown model is from its source")
+    verify.add_argument("source", help="folder of the smaller model")
+    verify.add_argument("grown", help="folder of the larger one")
+    verify.add_argument("--text", default="", help="text file to compare on (default: random ids)")
+    verify.add_argument(
+        "--require-exact",
+        type=float,
+        metavar="TOL",
+        help="exit with 1 if any output differs by more",
+    )
+    verify.set_defaults(run=_verify)
+
+    convert = commands.add_parser(
+        "convert", help="Hugging Face folder to b2b folder, or a b2b folder to Hugging Face's"
+    )
+    convert.add_argument("source", help="folder to read; its kind decides the direction")
+    convert.add_argument("target", help="folder to write")
+    convert.add_argument(
+        "--weights",
+        choices=("safetensors", "bin"),
+        default="safetensors",
+        help="format of a Hugging Face folder's weights",
+    )
+    _add_hf_options(convert)
+    convert.set_defaults(run=_convert)
+
+    inspect = commands.add_parser(
+        "inspect", help="config, parameter table with axes, and lineage of a model folder"
+    )
+    inspect.add_argument("path", help="folder of a run, a grown model or a Hugging Face model")
+    inspect.set_defaults(run=_inspect)
 
     plot = commands.add_parser("plot", help="curves and savings of several runs")
     plot.add_argument("paths", nargs="+", help="run folders")
     plot.add_argument("--out", default="", help="folder to write to (default: the runs' parent)")
     plot.set_defaults(run=_plot)
     return parser
+
+
+def _add_hf_options(parser: argparse.ArgumentParser) -> None:
+    """What the commands that read and write Hugging Face folders share."""
+    parser.add_argument(
+        "--heads",
+        metavar="NAMES",
+        help="output heads wanted of a Hugging Face folder, such as mlm or pooler,nsp "
+        "(default: those of its class)",
+    )
+    parser.add_argument(
+        "--init-missing",
+        choices=("nothing", "head"),
+        default="nothing",
+        help="make heads fresh that the folder lacks",
+    )
+    parser.add_argument(
+        "--shard-size", default="5GB", help="largest size of a weight file, such as 500MB or 5GB"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the target")
+
+
+def _heads(options: argparse.Namespace) -> tuple[str, ...] | None:
+    if options.heads is None:
+        return None
+    return tuple(name.strip() for name in options.heads.split(",") if name.strip())
+
+
+def _shard_bytes(text: str) -> int:
+    from b2b_jax.models import ConfigError
+
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (KeyError, ValueError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"--shard-size: found {text!r}, expected something like 500MB or 5GB")
+    return size
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -133,21 +214,63 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _grow(options: argparse.Namespace) -> int:
-    from b2b_jax.commands.grow import grow_command
+    from b2b_jax.commands.grow import GrowRequest, grow_command
     from b2b_jax.train.writers import TerminalReporter
 
-    grow_command(
+    request = GrowRequest(
         options.source,
         options.target,
         to=options.to,
+        plan=options.plan,
         method=options.method,
         mapping=options.mapping,
         depth=options.depth,
         aki_scope=options.aki_scope,
         seed=options.seed,
         existing="replace" if options.overwrite else "refuse",
-        reporter=TerminalReporter("grow"),
+        heads=_heads(options),
+        init_missing=options.init_missing,
+        shard_bytes=_shard_bytes(options.shard_size),
     )
+    grow_command(request, reporter=TerminalReporter("grow"))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from b2b_jax.commands.verify import verify_command
+    from b2b_jax.train.writers import TerminalReporter
+
+    return verify_command(
+        options.source,
+        options.grown,
+        text=options.text,
+        require_exact=options.require_exact,
+        reporter=TerminalReporter("verify"),
+    )
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from b2b_jax.commands.convert import convert_command
+    from b2b_jax.train.writers import TerminalReporter
+
+    convert_command(
+        options.source,
+        options.target,
+        heads=_heads(options),
+        init_missing=options.init_missing,
+        existing="replace" if options.overwrite else "refuse",
+        shard_bytes=_shard_bytes(options.shard_size),
+        weights=options.weights,
+        reporter=TerminalReporter("convert"),
+    )
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from b2b_jax.commands.inspect import inspect_command
+    from b2b_jax.train.writers import TerminalReporter
+
+    inspect_command(options.path, reporter=TerminalReporter("inspect"))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ import tyro
 import yaml
 
 from b2b_jax.models import ConfigError, ModelConfig, preset
-from b2b_jax.train.checkpoint import read_meta
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.saved import read_meta
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -42,7 +43,10 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: found a {type(content).__name__}, expected 'field: value'")
     bases = content.pop("extends", [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends: found {bases!r}, expected a file or a list of files")
+    for base in bases:
         merged = _merge(merged, _read_yaml(path.parent / base, (*readers, path.resolve())))
     return _merge(merged, content)
 
@@ -134,7 +138,7 @@ def model_from_values(
         values = dict(values)
         name = values.pop("preset")
         try:
-            base = preset(name)
+            base = preset(str(name))
         except ConfigError as error:
             return base or ModelConfig(), [f"{where}preset: {error}"]
     return build(ModelConfig, values, base=base, where=where)
@@ -153,6 +157,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         ConfigError: lists every unknown field, wrong type and impossible combination.
     """
     values = read_yaml(path)
+    values |= _flag(overrides, "init")
     base, problems = RunConfig(), []
     if "model" in values:
         model, problems = model_from_values(values.pop("model"))
@@ -172,26 +177,47 @@ def load_target(to: str, source: ModelConfig) -> ModelConfig:
     """The config to grow to.
 
     Args:
-        to: the name of a preset, whose sizes are taken, or a YAML file with a ``model`` section or
-            bare model fields. What is not stated stays as in the source.
+        to: a preset, whose sizes are taken; fields such as
+            ``hidden_size=768,num_attention_heads=24``; a preset and fields; or a YAML file with a
+            ``model`` section or bare model fields. What is not stated stays as in the source.
         source: config of the model that is to be grown.
 
     Raises:
         ConfigError: if it cannot be read or built.
     """
-    if not Path(to).exists() and not to.endswith((".yaml", ".yml")):
-        sizes = (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-        named = preset(to)
-        return source.replace(**{name: getattr(named, name) for name in sizes}).validate()
-    values = read_yaml(to)
+    if to.endswith((".yaml", ".yml")) or Path(to).is_file():
+        values = read_yaml(to)
+    else:
+        values = _inline_sizes(to)
     target, problems = model_from_values(values.get("model", values), base=source)
     raise_problems(f"{to} is no model", problems)
     return target.validate()
+
+
+def _flag(words: Sequence[str], name: str) -> dict[str, str]:
+    """The value of a flag that decides how the rest is read."""
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if word == f"--{name}":
+            return {name: following}
+        if word.startswith(f"--{name}="):
+            return {name: word.partition("=")[2]}
+    return {}
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def _inline_sizes(to: str) -> dict[str, Any]:
+    """Values of ``PRESET,field=value,...``; a preset gives its sizes only."""
+    values: dict[str, Any] = {}
+    for word in filter(None, (word.strip() for word in to.split(","))):
+        name, is_field, value = word.partition("=")
+        if is_field:
+            values[name.strip()] = yaml.safe_load(value)
+        else:
+            named = preset(word)
+            values |= {size: getattr(named, size) for size in SIZES}
+    return values
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:

@@ -1,93 +1,142 @@
 """`b2b grow`: make a larger model folder from a smaller one (effects)."""
 
 import json
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from b2b_jax.commands.folders import write_json, write_text
+from b2b_jax.commands.folders import refuse_filled, write_json, write_text
+from b2b_jax.commands.grow_hf import grow_hf_folder
+from b2b_jax.commands.sample import heldout_sample
 from b2b_jax.config import load_target
-from b2b_jax.data import DataError, heldout_batches, load_prepared, mask_tokens
+from b2b_jax.convert import is_hf_folder
+from b2b_jax.convert.files import new_folder
+from b2b_jax.convert.hf import InitMissing
 from b2b_jax.evaluate import verify
-from b2b_jax.evaluate.verify import IGNORED_LABEL
-from b2b_jax.growth import GrowthPlan, grow, plan_growth
+from b2b_jax.growth import GrowthError, GrowthPlan, grow, plan_growth
 from b2b_jax.growth.depth import Depth
 from b2b_jax.growth.maps import Mapping as WidthMapping
 from b2b_jax.growth.plan import AkiScope, Method
-from b2b_jax.models import ConfigError, ModelConfig
-from b2b_jax.train.checkpoint import CheckpointError, SavedModel, load_model, read_meta, save_model
-from b2b_jax.train.step import HELDOUT_SEED
+from b2b_jax.models import ModelConfig
+from b2b_jax.train.checkpoint import CheckpointError
+from b2b_jax.train.saved import SavedModel, load_model, read_meta, save_model, total_cost
 from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
 PLAN_FILE = "growth_plan.json"
 
 
-def grow_command(
-    source: str,
-    target: str,
-    *,
-    to: str,
-    method: Method,
-    mapping: WidthMapping,
-    depth: Depth,
-    aki_scope: AkiScope,
-    seed: int,
-    existing: Literal["refuse", "replace"],
-    reporter: Reporter,
-) -> None:
-    """Grow the newest model of ``source`` and write it to ``target``, whole or not at all.
+@dataclass(frozen=True)
+class GrowRequest:
+    """What the user asks `b2b grow` for.
+
+    Attributes:
+        source: folder of the model to grow: a run, a grown folder or a Hugging Face folder.
+        target: folder to write, of the same kind.
+        to: preset, sizes or YAML file of the target; see `load_target`. Empty with a plan.
+        plan: file of a plan to replay instead; "" to make one.
+        method: how parameters are made.
+        mapping: what new width entries copy.
+        depth: what new layers copy.
+        aki_scope: what AKI takes from the layer above.
+        seed: of random maps and fresh parameters.
+        existing: what to do with a target that holds something else.
+        heads: output heads wanted of a Hugging Face folder; None for those of its class.
+        init_missing: whether heads that it lacks are made fresh.
+        shard_bytes: largest size of one weight file of a Hugging Face folder.
+    """
+
+    source: str
+    target: str
+    to: str = ""
+    plan: str = ""
+    method: Method = "aki"
+    mapping: WidthMapping = "cyclic"
+    depth: Depth = "stack"
+    aki_scope: AkiScope = "all"
+    seed: int = 0
+    existing: Literal["refuse", "replace"] = "refuse"
+    heads: tuple[str, ...] | None = None
+    init_missing: InitMissing = "nothing"
+    shard_bytes: int = 5 * 10**9
+
+    def make_plan(self, source: ModelConfig) -> GrowthPlan:
+        """Plan the growth, or read the plan that is to be replayed.
+
+        Raises:
+            GrowthError: if the target cannot be reached, or the plan is for another source.
+        """
+        if self.plan:
+            plan = GrowthPlan.from_json(Path(self.plan).read_text(encoding="utf-8"))
+            if plan.source_sizes != source.axis_sizes():
+                raise GrowthError(
+                    f"{self.plan} grows a model of the sizes {plan.source_sizes}, but "
+                    f"{self.source} has {source.axis_sizes()}"
+                )
+            return plan
+        return plan_growth(
+            source,
+            load_target(self.to, source),
+            method=self.method,
+            mapping=self.mapping,
+            depth=self.depth,
+            aki_scope=self.aki_scope,
+            seed=self.seed,
+        )
+
+
+def grow_command(request: GrowRequest, *, reporter: Reporter) -> None:
+    """Grow the newest model of a folder and write another folder, whole or not at all.
 
     A target that already holds this very growth is left as it is.
 
     Raises:
         ConfigError: if the target folder holds something else and may not be replaced.
         GrowthError: lists every reason why the target model cannot be reached.
-        CheckpointError: if the source holds no model.
+        CheckpointError, ConvertError: if the source holds no model that can be read.
     """
-    saved = load_model(source)
-    plan = plan_growth(
-        saved.config,
-        load_target(to, saved.config),
-        method=method,
-        mapping=mapping,
-        depth=depth,
-        aki_scope=aki_scope,
-        seed=seed,
-    )
-    lineage = _lineage(source, saved, plan)
-    if _is_done(Path(target), lineage):
-        reporter.note(f"{target}: holds this growth of {source} already; nothing to do")
-        return
-    if existing == "refuse" and Path(target).exists() and any(Path(target).iterdir()):
-        raise ConfigError(
-            f"{target}: is not empty and holds something else; choose another folder or pass "
-            "--overwrite"
+    if is_hf_folder(request.source):
+        grow_hf_folder(
+            request.source,
+            request.target,
+            make_plan=request.make_plan,
+            existing=request.existing,
+            heads=request.heads,
+            init_missing=request.init_missing,
+            shard_bytes=request.shard_bytes,
+            reporter=reporter,
         )
+        return
+    saved = load_model(request.source)
+    plan = request.make_plan(saved.config)
+    lineage = _lineage(request.source, saved, plan)
+    target = Path(request.target)
+    if _is_done(target, lineage):
+        reporter.note(f"{target}: holds this growth of {request.source} already; nothing to do")
+        return
+    refuse_filled(target, source=request.source, existing=request.existing)
     for line in plan.describe().splitlines():
         reporter.note(line)
     grown = jax.jit(grow, static_argnums=1)(saved.params, plan)
     config = ModelConfig.from_dict(plan.target)
-    _write(Path(target), config, grown, plan=plan, lineage=lineage)
-    text, batch = _sample(saved)
-    report = verify(saved.config, saved.params, config, grown, batch)
-    reporter.note(f"{text}: {report}")
+    _write(target, config, grown, plan=plan, lineage=lineage)
+    sample = heldout_sample(saved)
+    report = verify(saved.config, saved.params, config, grown, sample.batch, plan=plan)
+    reporter.note(f"{sample.name}: {report}")
     reporter.note(f"{target}: written")
 
 
 def _lineage(source: str, saved: SavedModel, plan: GrowthPlan) -> dict[str, Any]:
-    progress = saved.meta.get("progress", {})
+    cost = total_cost(saved.meta)
     return {
         "source": source,
         "source_step": saved.step,
         "source_fingerprint": saved.fingerprint,
-        "source_flops": progress.get("flops"),
-        "source_seconds": progress.get("seconds"),
-        "source_heldout_loss": progress.get("heldout_loss"),
+        "source_flops": cost["flops"],
+        "source_seconds": cost["seconds"],
+        "source_heldout_loss": saved.meta.get("progress", {}).get("heldout_loss"),
         "method": plan.method,
         "growth_plan": json.loads(plan.to_json()),
     }
@@ -95,65 +144,27 @@ def _lineage(source: str, saved: SavedModel, plan: GrowthPlan) -> dict[str, Any]
 
 def _is_done(target: Path, lineage: dict[str, Any]) -> bool:
     try:
-        before = read_meta(target)["lineage"]
-    except (CheckpointError, KeyError):
+        meta = read_meta(target)
+    except CheckpointError:
         return False
-    return all(before[name] == lineage[name] for name in ("source_fingerprint", "growth_plan"))
+    before = meta.get("lineage", {})
+    was_trained = "progress" in meta
+    return not was_trained and all(
+        before.get(name) == lineage[name] for name in ("source_fingerprint", "growth_plan")
+    )
 
 
 def _write(
     target: Path, config: ModelConfig, params: Params, *, plan: GrowthPlan, lineage: dict[str, Any]
 ) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(temporary, config, params, meta={"lineage": lineage})
-    write_text(temporary / PLAN_FILE, plan.to_json() + "\n")
-    write_json(temporary / "lineage.json", {k: v for k, v in lineage.items() if k != "growth_plan"})
-    write_text(
-        temporary / "README.md",
-        f"# {target.name}\n\nGrown from `{lineage['source']}` (step {lineage['source_step']}) by "
-        f"b2b_jax {plan.library_version}, not trained since.\n\n```\n{plan.describe()}\n```\n",
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-
-
-def _sample(saved: SavedModel) -> tuple[str, dict[str, Any]]:
-    """Tokens to compare on: the source's held-out text where it lies prepared, else random ids."""
-    run = saved.meta.get("config")
-    try:
-        if run is not None:
-            prepared = load_prepared(saved.meta["data"]["path"])
-            length = run["train"]["sequence_length"]
-            batch = next(
-                iter(
-                    heldout_batches(
-                        prepared,
-                        sequence_length=length,
-                        layout=saved.config.family,
-                        batch_size=16,
-                        max_batches=1,
-                    )
-                )
-            )
-            ids = jnp.asarray(batch["input_ids"])
-            if saved.config.family == "gpt2":
-                return "held-out text", {"input_ids": ids}
-            masked = mask_tokens(
-                jax.random.key(HELDOUT_SEED),
-                ids,
-                num_masked=run["train"]["masked_positions"],
-                tokenizer=prepared.tokenizer,
-            )
-            rows = np.arange(len(ids))[:, None]
-            labels = (
-                jnp.full(ids.shape, IGNORED_LABEL)
-                .at[rows, masked.positions]
-                .set(jnp.where(masked.weights > 0, masked.labels, IGNORED_LABEL))
-            )
-            return "held-out text", {"input_ids": masked.input_ids, "labels": labels}
-    except (DataError, KeyError, OSError):
-        pass  # the text is gone; what the growth cost can still be seen on random ids
-    rng = np.random.default_rng(0)
-    length = min(64, saved.config.max_position_embeddings)
-    return "random tokens", {"input_ids": rng.integers(saved.config.vocab_size, size=(8, length))}
+    with new_folder(target) as folder:
+        save_model(folder, config, params, meta={"lineage": lineage})
+        write_text(folder / PLAN_FILE, plan.to_json() + "\n")
+        brief = {name: value for name, value in lineage.items() if name != "growth_plan"}
+        write_json(folder / "lineage.json", brief)
+        write_text(
+            folder / "README.md",
+            f"# {target.name}\n\nGrown from `{lineage['source']}` (step "
+            f"{lineage['source_step']}) by b2b_jax {plan.library_version}, not trained since.\n\n"
+            f"```\n{plan.describe()}\n```\n",
+        )

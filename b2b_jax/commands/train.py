@@ -16,11 +16,12 @@ from b2b_jax.config import raise_problems
 from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError
 from b2b_jax.report.flops import peak_flops, step_cost
-from b2b_jax.train.checkpoint import Checkpoints, SavedModel, load_model
+from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.programs import Programs
+from b2b_jax.train.saved import SavedModel, in_float32, load_model, total_cost
 from b2b_jax.train.stages import full_model
 from b2b_jax.train.writers import Reporter, duration
 from b2b_jax.types import Params
@@ -40,7 +41,7 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         return finished
     prepared = prepare_command(config.data, reporter=reporter)
     _check_vocabulary(config, prepared)
-    lineage, initial = _origin(config, reporter=reporter)
+    lineage, initial = _begun(run_dir, config) or _origin(config, reporter=reporter)
     write_yaml(run_dir / "config.yaml", config.to_dict())
     write_text(run_dir / "README.md", _card(config, lineage))
     if lineage.get("growth_plan"):
@@ -69,8 +70,8 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
 
 def price(config: RunConfig) -> Accounting:
     """FLOPs of the run's steps by both accountings, and the peak of its devices if known."""
-    train, bert = config.train, config.model.family == "bert"
-    predictions = train.masked_positions if bert else train.sequence_length - 1
+    train, causal = config.train, config.model.is_causal
+    predictions = train.sequence_length - 1 if causal else train.masked_positions
     peak = peak_flops(jax.devices()[0].device_kind)
     return Accounting(
         step_cost=lambda sub: step_cost(
@@ -88,6 +89,11 @@ def _refuse_other_run(run_dir: Path, config: RunConfig) -> None:
     try:
         before = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (run_dir / "checkpoints").exists():
+            raise ConfigError(
+                f"{run_dir}: holds a model that no run of b2b train wrote; choose another run_dir "
+                "(and set init to this folder to start from it)"
+            ) from None
         return
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{run_dir}/config.yaml cannot be read: {error}") from error
@@ -116,6 +122,22 @@ def _finished(run_dir: Path, config: RunConfig) -> Outcome | None:
         checkpoints.close()
 
 
+def _begun(
+    run_dir: Path, config: RunConfig
+) -> tuple[dict[str, Any], Callable[[Programs], Params]] | None:
+    """The origin of a run that has a checkpoint: as recorded there, whatever init holds by now."""
+    if not (run_dir / "checkpoints").is_dir():
+        return None
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    try:
+        step = checkpoints.latest_step()
+        if step is None:
+            return None
+        return checkpoints.meta(step)["lineage"], lambda programs: programs.init_params()
+    finally:
+        checkpoints.close()
+
+
 def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
     if prepared.tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
@@ -136,7 +158,11 @@ def _origin(
     reporter.note(f"init: parameters of {config.init}")
     lineage |= saved.meta.get("lineage", {})
     lineage |= {"init": config.init, "init_fingerprint": saved.fingerprint}
-    return lineage, lambda programs: programs.put_params(saved.params)
+    if "progress" in saved.meta:  # what was spent on it counts as well
+        cost = total_cost(saved.meta)
+        lineage |= {"source_flops": cost["flops"], "source_seconds": cost["seconds"]}
+        lineage.setdefault("source", config.init)
+    return lineage, lambda programs: programs.put_params(in_float32(saved.params))
 
 
 def _check_same_model(config: RunConfig, saved: SavedModel) -> None:

@@ -5,5 +5,6 @@ from b2b_jax.growth.grow import grow, shrink
 from b2b_jax.growth.maps import IndexMap
 from b2b_jax.growth.plan import GrowthPlan
 from b2b_jax.growth.planning import plan_growth
+from b2b_jax.growth.stream import grow_piece
 
-__all__ = ["GrowthError", "GrowthPlan", "IndexMap", "grow", "plan_growth", "shrink"]
+__all__ = ["GrowthError", "GrowthPlan", "IndexMap", "grow", "grow_piece", "plan_growth", "shrink"]

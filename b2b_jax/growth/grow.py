@@ -60,6 +60,7 @@ def _check(found: dict[str, Any], expected: dict[str, tuple[int, ...]], title: s
 
 
 def _grow_leaf(path: str, leaf: Any, plan: GrowthPlan) -> Float[Array, "..."]:
+    """One parameter of the target from the same parameter of the source."""
     leaf = jnp.asarray(leaf)
     dtype = leaf.dtype
     leaf = leaf.astype(jnp.float32)

@@ -25,7 +25,7 @@ class IndexMap:
     source_size: int
 
     def __post_init__(self) -> None:
-        indices = np.asarray(self.indices, np.int32)
+        indices = np.array(self.indices, np.int32)  # a copy, for it is made read-only
         if indices.ndim != 1 or (
             indices.size and not 0 <= indices.min() <= indices.max() < self.source_size
         ):

@@ -123,7 +123,9 @@ class GrowthPlan:
     def why_inexact(self) -> tuple[str, ...]:
         """Reasons why the grown model will not compute the source's function; empty if it will."""
         reasons = []
-        if self.method != "fpi":
+        # Without a layer above, or an axis to fill from there, AKI is FPI.
+        donates = self.source_sizes.get("layers", 1) > 1 and any(map(self.donated_axes, self.axes))
+        if self.method != "fpi" and (self.method != "aki" or donates):
             grown = any(not grown.is_identity for grown in self.maps.values())
             if grown or self.method == "random":
                 reasons.append(f"{self.method} does not preserve the function")

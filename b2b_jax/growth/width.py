@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
@@ -12,9 +12,18 @@ from b2b_jax.growth.maps import IndexMap
 
 Maps = Mapping[str, IndexMap]
 MAX_SLICES = 16
+AnyArray = Array | np.ndarray
+"""Of JAX, traced or not, or of numpy: the functions below compute with the one they are given."""
 
 
-def gather(leaf: Shaped[Array, "..."], indices: np.ndarray, *, axis: int) -> Shaped[Array, "..."]:
+def _namespace(leaf: Any) -> Any:
+    """`numpy` or `jax.numpy`, as the array standard names it."""
+    return leaf.__array_namespace__()
+
+
+def gather(
+    leaf: Shaped[AnyArray, "..."], indices: np.ndarray, *, axis: int
+) -> Shaped[AnyArray, "..."]:
     """Take entries along one axis; runs of neighbours are copied as slices.
 
     A cyclic map is a handful of runs, and slices stream through memory where an index gather
@@ -22,27 +31,32 @@ def gather(leaf: Shaped[Array, "..."], indices: np.ndarray, *, axis: int) -> Sha
     """
     starts = np.flatnonzero(np.diff(indices, prepend=indices[:1] - 2) != 1)
     if len(starts) > MAX_SLICES:
-        return jnp.take(leaf, indices, axis=axis)
+        return _namespace(leaf).take(leaf, indices, axis=axis)
     bounds = [*starts, len(indices)]
     runs = [(indices[a], b - a) for a, b in itertools.pairwise(bounds)]
     if runs == [(0, leaf.shape[axis])]:
         return leaf
     before = (slice(None),) * axis
-    return jnp.concatenate(
+    return _namespace(leaf).concatenate(
         [leaf[*before, start : start + length] for start, length in runs], axis=axis
     )
 
 
-def rescale(leaf: Float[Array, "..."], copies: np.ndarray, *, axis: int) -> Float[Array, "..."]:
+def rescale(
+    leaf: Float[AnyArray, "..."], copies: np.ndarray, *, axis: int
+) -> Float[AnyArray, "..."]:
     """Divide every entry along one axis by its copy count (the 1/C of Eq. 7)."""
     if (copies == 1).all():
         return leaf
     shape = [1] * leaf.ndim
     shape[axis] = len(copies)
-    return leaf / jnp.asarray(copies, leaf.dtype).reshape(shape)
+    # Compilers differ in how they divide by a constant, but not in how they multiply: with the
+    # reciprocal, jitted, eager and numpy growth agree to the last bit.
+    reciprocals = (1 / copies.astype(leaf.dtype)).reshape(shape)
+    return leaf * _namespace(leaf).asarray(reciprocals)
 
 
-def expand(leaf: Float[Array, "..."], axes: Axes, maps: Maps) -> Float[Array, "..."]:
+def expand(leaf: Float[AnyArray, "..."], axes: Axes, maps: Maps) -> Float[AnyArray, "..."]:
     r"""EXPN of bert2BERT (Eq. 7, 8, 9 and 13): gather along every axis, divide along consumed ones.
 
     $$U_{(i,j)} = \frac{1}{C_{g_{in}(i)}} W_{(g_{in}(i),\, g_{out}(j))}$$
@@ -65,8 +79,8 @@ def expand(leaf: Float[Array, "..."], axes: Axes, maps: Maps) -> Float[Array, ".
 
 
 def take_from_upper(
-    widened: Float[Array, "layers ..."], axes: Axes, maps: Maps, *, donated: Sequence[str]
-) -> Float[Array, "layers ..."]:
+    widened: Float[AnyArray, "layers ..."], axes: Axes, maps: Maps, *, donated: Sequence[str]
+) -> Float[AnyArray, "layers ..."]:
     r"""AKI (bert2BERT, Eq. 16): new entries of the donated axes come from the layer above.
 
     $$U^l_{(*,j)} = \tilde U^l_{(*,j)}\; (j \le d^s),\qquad
@@ -91,4 +105,4 @@ def take_from_upper(
             shape[dimension] = grown.target_size
             beyond = np.arange(grown.target_size) >= grown.source_size
             is_new = is_new | beyond.reshape(shape)
-    return jnp.where(is_new, upper, widened)
+    return _namespace(widened).where(is_new, upper, widened)

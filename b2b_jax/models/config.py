@@ -7,9 +7,14 @@ from typing import Any, Literal, get_args
 from b2b_jax.axes import AxisTable
 from b2b_jax.models import tables
 
-Family = Literal["bert", "gpt2"]
+Family = Literal["bert", "roberta", "gpt2"]
 Activation = Literal["gelu", "gelu_new", "relu"]
-HEADS = ("mlm", "lm", "pooler", "nsp")
+HEADS: dict[Family, tuple[str, ...]] = {
+    "bert": ("mlm", "pooler", "nsp", "classifier", "qa"),
+    "roberta": ("mlm", "pooler"),
+    "gpt2": ("lm",),
+}
+"""The output heads of every family, in the order in which configs list them."""
 
 
 class ConfigError(ValueError):
@@ -18,10 +23,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a BERT or GPT-2 model; everything that its parameters depend on."""
+    """Sizes and constants of a BERT, RoBERTa or GPT-2; everything that parameters depend on."""
 
     family: Family = "bert"
-    """"bert": post-norm encoder; "gpt2": pre-norm causal decoder."""
+    """"bert", "roberta": post-norm encoders, the latter with other positions and head; "gpt2":
+    pre-norm causal decoder."""
     vocab_size: int = 30522
     """Rows of the token table."""
     hidden_size: int = 768
@@ -33,9 +39,9 @@ class ModelConfig:
     intermediate_size: int = 3072
     """Neurons of each feed-forward block."""
     max_position_embeddings: int = 512
-    """Longest sequence, in tokens."""
+    """Rows of the position table: the longest sequence, plus pad_token_id + 1 in RoBERTa."""
     type_vocab_size: int = 2
-    """Segment types (BERT only)."""
+    """Segment types (BERT, RoBERTa)."""
     hidden_act: Activation = "gelu"
     """"gelu" is the exact one, "gelu_new" the tanh approximation."""
     layer_norm_eps: float = 1e-12
@@ -47,7 +53,12 @@ class ModelConfig:
     initializer_range: float = 0.02
     """Standard deviation of fresh kernels and embeddings, before truncation at two of them."""
     heads: tuple[str, ...] = ("mlm",)
-    """Output heads: "mlm", "pooler", "nsp" (needs "pooler") for bert; "lm" for gpt2."""
+    """Output heads: "mlm", "pooler", "nsp" and "classifier" (need "pooler"), "qa" for bert; "mlm",
+    "pooler" for roberta; "lm" for gpt2."""
+    num_labels: int = 2
+    """Classes of the "classifier" head."""
+    pad_token_id: int = 0
+    """Token that fills sequences up; RoBERTa's positions start after it."""
 
     @property
     def head_dim(self) -> int:
@@ -55,9 +66,19 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def is_causal(self) -> bool:
+        """Whether a token sees earlier tokens only."""
+        return self.family == "gpt2"
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the position table that the first token of a sequence reads."""
+        return self.pad_token_id + 1 if self.family == "roberta" else 0
+
+    @property
     def norm_position(self) -> Literal["pre", "post"]:
         """Whether a block normalises its input or the sum of input and output."""
-        return "pre" if self.family == "gpt2" else "post"
+        return "pre" if self.is_causal else "post"
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """A copy with some fields changed.
@@ -79,7 +100,7 @@ class ModelConfig:
 
     def invariants(self) -> dict[str, Any]:
         """Fields that growth cannot change, because the function would change with them."""
-        names = ("family", "hidden_act", "layer_norm_eps", "heads")
+        names = ("family", "hidden_act", "layer_norm_eps", "heads", "position_offset")
         return {name: getattr(self, name) for name in names}
 
     def axis_sizes(self) -> dict[str, int]:
@@ -98,15 +119,20 @@ class ModelConfig:
             "vocab": self.vocab_size,
             "positions": self.max_position_embeddings,
         }
-        if self.family == "bert":
-            sizes |= {"types": self.type_vocab_size, "nsp_classes": 2}
+        if not self.is_causal:
+            sizes |= {
+                "types": self.type_vocab_size,
+                "nsp_classes": 2,
+                "labels": self.num_labels,
+                "span_ends": 2,
+            }
         return sizes
 
     def axis_table(self) -> AxisTable:
         """Parameter path -> named axes, for growth, sharding, decay and fresh initialisation."""
         std = self.initializer_range
-        if self.family == "gpt2":
-            return tables.gpt2(std, self.num_hidden_layers)
+        if self.is_causal:
+            return tables.gpt2(std, self.heads, num_layers=self.num_hidden_layers)
         return tables.bert(std, self.heads)
 
     def problems(self) -> list[str]:
@@ -120,6 +146,7 @@ class ModelConfig:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
+            "num_labels",
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected at least 1")
@@ -142,12 +169,22 @@ class ModelConfig:
                 f"num_attention_heads: found {self.num_attention_heads}, which does not divide "
                 f"hidden_size ({self.hidden_size}); nearest that do: {sorted(near)}"
             )
-        valid = ("lm",) if self.family == "gpt2" else ("mlm", "pooler", "nsp")
+        valid = HEADS.get(self.family, ())
         for head in self.heads:
             if head not in valid:
                 found.append(f"heads: found {head!r}, expected some of {valid} for {self.family}")
-        if "nsp" in self.heads and "pooler" not in self.heads:
-            found.append('heads: "nsp" reads the pooled output; add "pooler"')
+        for head in ("nsp", "classifier"):
+            if head in self.heads and "pooler" not in self.heads:
+                found.append(f'heads: "{head}" reads the pooled output; add "pooler"')
+        if not 0 <= self.pad_token_id < max(self.vocab_size, 1):
+            found.append(
+                f"pad_token_id: found {self.pad_token_id}, expected 0 to {self.vocab_size - 1}"
+            )
+        elif self.max_position_embeddings <= self.position_offset:
+            found.append(
+                f"max_position_embeddings: found {self.max_position_embeddings}, expected more "
+                f"than {self.position_offset}, where RoBERTa's positions start"
+            )
         return found
 
     def validate(self) -> "ModelConfig":
@@ -190,11 +227,21 @@ PRESETS: dict[str, ModelConfig] = {
     "bert-12x384": _bert(12, 384),
     "bert-6x512": _bert(6, 512),
     "bert-tiny": _bert(4, 128, 32, vocab_size=8192, max_position_embeddings=128),
+    "roberta-base": _bert(
+        12,
+        768,
+        family="roberta",
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+    ),
     "gpt2": _gpt2(12, 768),
     "gpt2-12x512": _gpt2(12, 512),
     "gpt2-tiny": _gpt2(4, 128, 32, vocab_size=8192, max_position_embeddings=128),
 }
-"""Named configurations: BERT and GPT-2 as published, the sources of bert2BERT, and tiny ones."""
+"""Named configurations: published models, the sources of bert2BERT, and tiny ones."""
 
 
 def preset(name: str) -> ModelConfig:

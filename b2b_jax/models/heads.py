@@ -78,3 +78,17 @@ class NspHead(nn.Module):
             2, kernel_init=kernel_init(self.cfg.initializer_range), name="classifier"
         )
         return classifier(pooled_BD.astype(jnp.float32))
+
+
+class LinearHead(nn.Module):
+    """A float32 linear readout: of the pooled output (classes) or of every token (span ends)."""
+
+    cfg: ModelConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x_ND: Float[Array, "... D"]) -> Float[Array, "... C"]:
+        cfg, shape = self.cfg, (self.cfg.hidden_size, self.outputs)
+        kernel_DC = self.param("kernel", kernel_init(cfg.initializer_range), shape)
+        bias_C = self.param("bias", nn.initializers.zeros, (self.outputs,))
+        return x_ND.astype(jnp.float32) @ kernel_DC + bias_C

@@ -30,7 +30,8 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Activations and matrix products; parameters stay float32."""
     attention: AttentionImplementation = "auto"
-    """Kernel of jax.nn.dot_product_attention; "auto" lets JAX choose."""
+    """Kernel of jax.nn.dot_product_attention; "auto" lets JAX choose. None of them drops
+    probabilities: with attention_probs_dropout_prob above 0 training does without them."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, everything but matrix products, or all."""
     scan_unroll: int = 1
@@ -100,6 +101,7 @@ class SelfAttention(nn.Module):
                 dropout_rate=cfg.attention_probs_dropout_prob,
                 broadcast_dropout=False,
                 dtype=dtype,
+                force_fp32_for_softmax=True,
             )
         return nn.DenseGeneral(
             cfg.hidden_size,
@@ -189,19 +191,24 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "B T D"]:
         cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
         std, width = cfg.initializer_range, cfg.hidden_size
-        bert = cfg.family == "bert"
-        if input_ids.shape[-1] > cfg.max_position_embeddings:
+        longest = cfg.max_position_embeddings - cfg.position_offset
+        if input_ids.shape[-1] > longest:
             raise ValueError(
-                f"{input_ids.shape[-1]} tokens per sequence, but the model has "
-                f"max_position_embeddings = {cfg.max_position_embeddings}"
+                f"{input_ids.shape[-1]} tokens per sequence, but the model has positions for "
+                f"{longest} (max_position_embeddings = {cfg.max_position_embeddings})"
             )
-        positions = jnp.arange(input_ids.shape[-1])
+        if cfg.family == "roberta":
+            # Counts the tokens that are no padding; padding reads its own row.
+            real = (input_ids != cfg.pad_token_id).astype(input_ids.dtype)
+            positions = cfg.pad_token_id + jnp.cumsum(real, axis=-1) * real
+        else:
+            positions = jnp.arange(input_ids.shape[-1])[None]
         x_BTD = Table(cfg.vocab_size, width, std, name="token")(input_ids, dtype)
         position = Table(
-            cfg.max_position_embeddings, width, std if bert else std / 2, name="position"
+            cfg.max_position_embeddings, width, std / 2 if cfg.is_causal else std, name="position"
         )
-        x_BTD = x_BTD + position(positions, dtype)[None]
-        if bert:
+        x_BTD = x_BTD + position(positions, dtype)
+        if not cfg.is_causal:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             token_type = Table(cfg.type_vocab_size, width, std, name="token_type")
             x_BTD = layer_norm(cfg, self.compute, "norm")(x_BTD + token_type(types, dtype))

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from b2b_jax.axes import AxisTable, shapes
-from b2b_jax.models.config import ModelConfig
-from b2b_jax.models.heads import MlmHead, NspHead, Pooler, tied_logits
+from b2b_jax.models.config import ConfigError, ModelConfig
+from b2b_jax.models.heads import LinearHead, MlmHead, NspHead, Pooler, tied_logits
 from b2b_jax.models.layers import Block, Compute, Embeddings, layer_norm
 from b2b_jax.tree import check_structure
 from b2b_jax.types import Params, PRNGKey
@@ -24,7 +25,7 @@ REMAT_POLICIES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A BERT or GPT-2 whose layers are stacked along a leading axis of every layer parameter.
+    """A model whose layers are stacked along a leading axis of every layer parameter.
 
     Holds no arrays: every method is a pure function of the parameters that it is given.
     """
@@ -65,11 +66,11 @@ class Model:
             "embeddings": Embeddings(cfg, compute).init(embed_key, ids, None, True)["params"],
             "layers": jax.vmap(init_block)(jax.random.split(layer_key, cfg.num_hidden_layers)),
         }
-        if cfg.family == "gpt2":
+        if cfg.is_causal:
             params["final_norm"] = layer_norm(cfg, compute, "final_norm").init(head_key, x_BTD)[
                 "params"
             ]
-        mlm_key, pooler_key, nsp_key = jax.random.split(head_key, 3)
+        mlm_key, pooler_key, nsp_key, readout_key = jax.random.split(head_key, 4)
         if "mlm" in cfg.heads:
             table = params["embeddings"]["token"]["embedding"]
             params["mlm"] = MlmHead(cfg, compute).init(mlm_key, x_BTD, table)["params"]
@@ -77,6 +78,9 @@ class Model:
             params["pooler"] = Pooler(cfg, compute).init(pooler_key, x_BTD)["params"]
         if "nsp" in cfg.heads:
             params["nsp"] = NspHead(cfg).init(nsp_key, x_BTD[:, 0])["params"]
+        for name, outputs in (("classifier", cfg.num_labels), ("qa", 2)):
+            if name in cfg.heads:
+                params[name] = LinearHead(cfg, outputs).init(readout_key, x_BTD)["params"]
         return params
 
     def embed(
@@ -135,15 +139,25 @@ class Model:
         """
         cfg, compute = self.cfg, self.compute
         table_VD = params["embeddings"]["token"]["embedding"]
-        if cfg.family == "gpt2":
-            norm = layer_norm(cfg, compute, "final_norm")
-            return tied_logits(
-                norm.apply({"params": params["final_norm"]}, x),  # pyright: ignore
-                table_VD,
+        if not {"lm", "mlm"} & set(cfg.heads):
+            raise ConfigError(
+                f"this {cfg.family} model has no language-model head (heads: "
+                f"{list(cfg.heads)}); its outputs are `hidden`, and `pooled` with a pooler"
             )
+        if cfg.is_causal:
+            return tied_logits(self.final_norm(params, x), table_VD)
         return MlmHead(cfg, compute).apply(  # pyright: ignore[reportReturnType]
             {"params": params["mlm"]}, x, table_VD
         )
+
+    def final_norm(
+        self, params: Mapping[str, Any], x: Float[Array, "... D"]
+    ) -> Float[Array, "... D"]:
+        """The norm after the last layer of a pre-norm model; nothing in a post-norm model."""
+        if not self.cfg.is_causal:
+            return x
+        norm = layer_norm(self.cfg, self.compute, "final_norm")
+        return norm.apply({"params": params["final_norm"]}, x)  # pyright: ignore[reportReturnType]
 
     def pooled(
         self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
@@ -161,24 +175,41 @@ class Model:
             {"params": params["nsp"]}, self.pooled(params, x_BTD)
         )
 
+    def class_logits(
+        self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
+    ) -> Float[Array, "B C"]:
+        """Sequence classification logits of the last layer's output (BERT with a classifier)."""
+        return LinearHead(self.cfg, self.cfg.num_labels).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["classifier"]}, self.pooled(params, x_BTD)
+        )
+
+    def span_logits(
+        self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
+    ) -> Float[Array, "B T 2"]:
+        """Start and end logits of every token (BERT with a question-answering head)."""
+        return LinearHead(self.cfg, 2).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["qa"]}, x_BTD
+        )
+
     def hidden(
         self,
         params: Mapping[str, Any],
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        token_type_ids: Int[Array, "B T"] | None = None,
+        input_ids: Int[Array | np.ndarray, "B T"],
+        attention_mask: Int[Array | np.ndarray, "B T"] | None = None,
+        token_type_ids: Int[Array | np.ndarray, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Output of the last layer, without dropout."""
+        """Output of the last layer, before `final_norm`, without dropout."""
         mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)
-        x_BTD = self.embed(params, jnp.asarray(input_ids), token_type_ids=token_type_ids)
+        types = None if token_type_ids is None else jnp.asarray(token_type_ids)
+        x_BTD = self.embed(params, jnp.asarray(input_ids), token_type_ids=types)
         return self.run_layers(params["layers"], x_BTD, mask=mask)
 
     def apply(
         self,
         params: Mapping[str, Any],
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        token_type_ids: Int[Array, "B T"] | None = None,
+        input_ids: Int[Array | np.ndarray, "B T"],
+        attention_mask: Int[Array | np.ndarray, "B T"] | None = None,
+        token_type_ids: Int[Array | np.ndarray, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits at every position, float32, without dropout.
 

@@ -42,7 +42,7 @@ def bert(std: float, heads: Sequence[str]) -> AxisTable:
 
     Args:
         std: standard deviation of fresh kernels and embeddings.
-        heads: which of "mlm", "pooler" and "nsp" the model has.
+        heads: which of "mlm", "pooler", "nsp", "classifier" and "qa" the model has.
     """
     table = {
         "embeddings/token/embedding": Axes.parse("embedding: vocab | -> embed", init_std=std),
@@ -72,21 +72,34 @@ def bert(std: float, heads: Sequence[str]) -> AxisTable:
             "nsp/classifier/kernel": Axes.parse("kernel: | embed -> nsp_classes", init_std=std),
             "nsp/classifier/bias": Axes.parse("bias: | -> nsp_classes"),
         }
+    if "classifier" in heads:
+        table |= {
+            "classifier/kernel": Axes.parse("kernel: | embed -> labels", init_std=std),
+            "classifier/bias": Axes.parse("bias: | -> labels"),
+        }
+    if "qa" in heads:
+        table |= {
+            "qa/kernel": Axes.parse("kernel: | embed -> span_ends", init_std=std),
+            "qa/bias": Axes.parse("bias: | -> span_ends"),
+        }
     return table
 
 
-def gpt2(std: float, num_layers: int) -> AxisTable:
+def gpt2(std: float, heads: Sequence[str], *, num_layers: int) -> AxisTable:
     """Axes of the GPT-2 parameters.
 
     Args:
         std: standard deviation of fresh kernels and of the token table; positions get half of it.
+        heads: whether the model has "lm", the token table read as a decoder.
         num_layers: depth, by whose root the residual projections' deviation is divided.
     """
+    # Without a decoder behind it the final norm is the output, and keeps its scale.
+    absorbed = " / embed" if "lm" in heads else ""
     return {
         "embeddings/token/embedding": Axes.parse("embedding: vocab | -> embed", init_std=std),
         "embeddings/position/embedding": Axes.parse(
             "embedding: positions | -> embed", init_std=std / 2
         ),
         **_block(std, std / (2 * num_layers) ** 0.5),
-        **_norm("final_norm", "| -> embed / embed"),
+        **_norm("final_norm", f"| -> embed{absorbed}"),
     }

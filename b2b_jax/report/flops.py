@@ -101,7 +101,8 @@ def exact_step_per_sequence(
 
     Lookups cost nothing, the head runs at the predicted positions only, a trained product costs two
     more in the backward pass, and what lies below the lowest trained part is not differentiated:
-    there the lowest trained layer needs no gradient of the inputs of its Q, K and V projections.
+    there the lowest trained layer of a post-norm model needs no gradient of the inputs of its Q, K
+    and V projections. In a pre-norm model a trained norm lies before them.
 
     Args:
         cfg: sizes.
@@ -117,14 +118,14 @@ def exact_step_per_sequence(
     # Each live product: one more for its weights, one more for its input; scores: two inputs.
     backward = sub.live_layers * 2 * layer
     below_is_live = sub.embeddings == "trained"
-    if sub.live_layers and not below_is_live:
+    if sub.live_layers and not below_is_live and cfg.norm_position == "post":
         backward -= qkv
     if below_is_live:
         # Frozen layers in between still pass the gradient on; scores always have two inputs.
         backward += sub.first_live * (qkv + out + feed_forward + 2 * scores)
-    rows = t if cfg.family == "gpt2" else predictions
+    rows = t if cfg.is_causal else predictions
     decoder = 2 * rows * d * v
-    transform = 0 if cfg.family == "gpt2" else 2 * rows * d * d
+    transform = 0 if cfg.is_causal else 2 * rows * d * d
     head = decoder + transform
     head_backward = decoder * (2 if sub.output_table == "trained" else 1) + 2 * transform
     return float(forward + backward + head + head_backward)
@@ -153,7 +154,7 @@ def step_flops(
         return batch_size * exact_step_per_sequence(
             cfg, sub, sequence_length=sequence_length, predictions=predictions
         )
-    fraction = 1.0 if cfg.family == "gpt2" else predictions / sequence_length
+    fraction = 1.0 if cfg.is_causal else predictions / sequence_length
     per_token = electra_step_per_token(
         cfg, sub, sequence_length=sequence_length, output_fraction=fraction
     )

@@ -159,7 +159,7 @@ def _read_run(path: Path) -> Run:
     stage_one = config["two_stage"]["steps"]
     label = path.name
     if config["init"]:
-        method = lineage.get("method", "")
+        method = lineage.get("method", "continued")
         label = METHOD_NAMES.get(method, method or path.name)
         label += " + two-stage" if stage_one else ""
     return Run(

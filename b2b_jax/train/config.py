@@ -94,7 +94,11 @@ class RunConfig:
         bounds = {
             "train.steps": (train.steps, 1, None),
             "train.batch_size": (train.batch_size, 1, None),
-            "train.sequence_length": (train.sequence_length, 4, model.max_position_embeddings),
+            "train.sequence_length": (
+                train.sequence_length,
+                4,
+                model.max_position_embeddings - model.position_offset,
+            ),
             "train.micro_batches": (train.micro_batches, 1, train.batch_size),
             "train.eval_every": (train.eval_every, 1, None),
             "train.eval_batches": (train.eval_batches, 1, None),
@@ -106,7 +110,7 @@ class RunConfig:
             "checkpoint.keep_best": (self.checkpoint.keep_best, 0, None),
             "log.every_steps": (self.log.every_steps, 1, None),
         }
-        if model.family == "bert":
+        if not model.is_causal:
             # [CLS] and [SEP] are never masked.
             bounds["train.masked_positions"] = (
                 train.masked_positions,
@@ -122,7 +126,12 @@ class RunConfig:
                 f"train.micro_batches: found {train.micro_batches}, expected a divisor of "
                 f"train.batch_size ({train.batch_size})"
             )
-        head = "mlm" if model.family == "bert" else "lm"
+        if self.compute.attention != "auto" and model.attention_probs_dropout_prob:
+            found.append(
+                f"compute.attention: found {self.compute.attention!r}, which has no dropout of "
+                "probabilities; set model.attention_probs_dropout_prob to 0, or leave it 'auto'"
+            )
+        head = "lm" if model.is_causal else "mlm"
         if head not in model.heads:
             found.append(f"model.heads: found {list(model.heads)}, expected {head!r} among them")
         found += self.optimizer.problems(train.steps)

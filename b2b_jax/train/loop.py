@@ -159,7 +159,7 @@ class Trainer:
         return train_batches(
             self.prepared,
             sequence_length=train.sequence_length,
-            layout=self.config.model.family,
+            layout="gpt2" if self.config.model.is_causal else "bert",
             batch_size=train.batch_size,
             seed=train.seed,
             start_step=start,
@@ -235,7 +235,7 @@ class Trainer:
             heldout_batches(
                 self.prepared,
                 sequence_length=train.sequence_length,
-                layout=self.config.model.family,
+                layout="gpt2" if self.config.model.is_causal else "bert",
                 batch_size=train.batch_size,
                 max_batches=train.eval_batches,
             )

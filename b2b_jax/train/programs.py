@@ -12,6 +12,7 @@ from b2b_jax.train.config import RunConfig
 from b2b_jax.train.objective import Objective
 from b2b_jax.train.optim import make_optimizer
 from b2b_jax.train.sharding import (
+    ShardingError,
     batch_sharding,
     make_mesh,
     optimizer_shardings,
@@ -32,12 +33,19 @@ class Programs:
         self.config = config
         self.model = build_model(config.model, compute=config.compute)
         self.mesh = make_mesh(config.mesh)
+        rows = config.train.batch_size // config.train.micro_batches
+        if rows % self.mesh.size:
+            raise ShardingError(
+                f"train.batch_size / train.micro_batches is {rows}, which {self.mesh.size} devices "
+                f"cannot share evenly; set a batch of a multiple of "
+                f"{self.mesh.size * config.train.micro_batches}"
+            )
         self.optimizer = make_optimizer(
             config.optimizer, self.model.axes, total_steps=config.train.steps
         )
-        bert = config.model.family == "bert"
+        causal = config.model.is_causal
         self.objective = Objective(
-            "mlm" if bert else "clm", tokenizer, config.train.masked_positions if bert else 0
+            "clm" if causal else "mlm", tokenizer, 0 if causal else config.train.masked_positions
         )
         self._train_steps: dict[SubModel, TrainStep] = {}
         self._eval_steps: dict[tuple[int, ...], EvalStep] = {}

@@ -42,7 +42,7 @@ class TwoStageConfig:
     """Trained layers of each sub-model (the paper's l_b); must divide the number of layers."""
     embeddings: EmbeddingPolicy = "first"
     """When the embeddings are trained: with the shallowest sub-model, never, or always."""
-    tied_table: TiedTablePolicy = "embeddings"
+    tied_table: TiedTablePolicy = "head"
     """Whether the tied token table counts as part of the head (trained in every step, through the
     output projection alone unless the embeddings are live) or of the embeddings."""
 

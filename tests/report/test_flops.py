@@ -100,11 +100,14 @@ def by_hand(cfg, *, live, run, embeddings, table, tokens, predictions):
             product = 2 * rows * inner * columns
             total += product
             total += product if is_live else 0  # gradient of the weights
-            gradient_needed = passes_down or (is_live and after_input)
+            # Something trained lies before it: a product, or in a pre-norm model the norm.
+            before = after_input or cfg.norm_position == "pre"
+            gradient_needed = passes_down or (is_live and before)
             total += product if gradient_needed else 0
         scores = 2 * 2 * tokens * tokens * d
         total += scores + (2 * scores if is_live or passes_down else 0)
-    decoder, transform = 2 * predictions * d * v, 2 * predictions * d * d
+    decoder = 2 * (tokens if cfg.is_causal else predictions) * d * v
+    transform = 0 if cfg.is_causal else 2 * predictions * d * d
     return total + decoder * (3 if table else 2) + transform * 3
 
 
@@ -118,8 +121,11 @@ def by_hand(cfg, *, live, run, embeddings, table, tokens, predictions):
         (SubModel(4, 2, "trained", "trained"), range(2, 4), True, True),
     ],
 )
-def test_exact_count_equals_a_count_by_hand(sub, live, embeddings, table):
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_exact_count_equals_a_count_by_hand(family, sub, live, embeddings, table):
     cfg = ModelConfig(
+        family=family,
+        heads=("lm",) if family == "gpt2" else ("mlm",),
         vocab_size=11,
         hidden_size=6,
         num_hidden_layers=4,

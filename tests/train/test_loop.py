@@ -18,11 +18,12 @@ from runs import STAGE_ONE, STEPS, Recorder, tiny_run, write_text
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.models import ConfigError
-from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, load_model
+from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import CheckpointConfig, changed_fields
 from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.optim import OptimizerConfig
 from b2b_jax.train.programs import Programs
+from b2b_jax.train.saved import load_model
 from b2b_jax.train.writers import CsvWriter
 from b2b_jax.tree import flatten
 

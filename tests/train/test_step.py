@@ -173,10 +173,12 @@ def test_evaluation_of_prefixes_is_that_of_separate_sub_models():
         np.testing.assert_allclose(together.total[index], alone.total[0], rtol=1e-5)
 
 
-def test_compiled_flops_of_every_sub_model_match_the_count():
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_compiled_flops_of_every_sub_model_match_the_count(family):
     from b2b_jax.report.flops import step_cost
 
     cfg = config(
+        family,
         hidden_size=192,
         num_attention_heads=6,
         intermediate_size=768,

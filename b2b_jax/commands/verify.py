@@ -1,0 +1,81 @@
+"""`b2b verify`: how far a grown model folder is from its source (effects: reads)."""
+
+import json
+from pathlib import Path
+
+from b2b_jax.commands.sample import random_sample, text_sample
+from b2b_jax.data import DataError
+from b2b_jax.data.tokenizer import tokenizer_file
+from b2b_jax.evaluate import verify
+from b2b_jax.growth import GrowthPlan
+from b2b_jax.train.saved import SavedModel, load_model
+from b2b_jax.train.writers import Reporter
+
+EXIT_INEXACT = 1
+
+
+def verify_command(
+    source: str, grown: str, *, text: str, require_exact: float | None, reporter: Reporter
+) -> int:
+    """Compare two model folders of any kind and say in which layer they part.
+
+    Args:
+        source: folder of the smaller model.
+        grown: folder of the larger one.
+        text: file of plain text; "" compares on random tokens.
+        require_exact: largest difference of any output that is called exact.
+        reporter: where to print.
+
+    Returns:
+        0, or 1 if ``require_exact`` is not met.
+    """
+    small, large = load_model(source), load_model(grown)
+    plan = _plan(large, small)
+    sample = (
+        text_sample(text, _tokenizer_folder(small, large, source, grown), small.config)
+        if text
+        else random_sample(small.config)
+    )
+    report = verify(small.config, small.params, large.config, large.params, sample.batch, plan=plan)
+    if plan is not None:
+        predicted = "exact" if plan.is_exact else "not exact: " + "; ".join(plan.why_inexact)
+        reporter.note(f"the plan predicts: {predicted}")
+    reporter.note(f"{sample.name}: {report}")
+    reporter.note("relative error of the hidden states:")
+    for line in report.describe_layers().splitlines():
+        reporter.note(f"  {line}")
+    if require_exact is None:
+        return 0
+    met = report.max_error <= require_exact
+    reporter.note(
+        f"largest error of any output: {report.max_error:.2e}, "
+        f"{'within' if met else 'above'} the required {require_exact:g}"
+    )
+    return 0 if met else EXIT_INEXACT
+
+
+def _plan(large: SavedModel, small: SavedModel) -> GrowthPlan | None:
+    """The plan by which one became the other, if the larger folder tells and it fits."""
+    stored = large.meta.get("lineage", {}).get("growth_plan")
+    if stored is None:
+        return None
+    plan = GrowthPlan.from_json(json.dumps(stored))
+    fits = (plan.source_sizes, plan.target_sizes) == (
+        small.config.axis_sizes(),
+        large.config.axis_sizes(),
+    )
+    return plan if fits else None
+
+
+def _tokenizer_folder(small: SavedModel, large: SavedModel, *folders: str) -> str:
+    prepared = [saved.meta["data"]["path"] for saved in (small, large) if "data" in saved.meta]
+    for folder in (*folders, *map(str, prepared)):
+        try:
+            tokenizer_file(folder)
+        except DataError:
+            continue
+        return str(Path(folder))
+    raise DataError(
+        f"none of {', '.join((*folders, *map(str, prepared)))} holds a tokenizer.json or "
+        "vocab.txt to read the text with; leave --text out to compare on random tokens"
+    )

@@ -1,0 +1,74 @@
+"""Growth of one parameter, one layer at a time, for models that do not fit into memory twice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from b2b_jax.growth.fresh import fresh_piece
+from b2b_jax.growth.plan import GrowthPlan
+from b2b_jax.growth.width import expand, take_from_upper
+
+ReadPiece = Callable[[str, int | None], Any]
+
+
+def grow_piece(
+    path: str, layer: int | None, read: ReadPiece, *, plan: GrowthPlan
+) -> Float[np.ndarray, "..."]:
+    """One parameter of the target, or one layer of a stacked one, as `grow` makes it, bit for bit.
+
+    Reads no more of the source than that needs, at most two of its layers, and computes with numpy:
+    nothing is compiled and nothing is moved to a device.
+
+    Args:
+        path: the parameter.
+        layer: layer of the target; None for a parameter that is not stacked over layers.
+        read: gives a parameter of the source: path, and source layer or None.
+        plan: what `plan_growth` decided.
+
+    Example:
+        >>> import jax
+        >>> from b2b_jax.growth import grow, plan_growth
+        >>> from b2b_jax.models import build_model, preset
+        >>> small = preset("bert-tiny").replace(num_hidden_layers=2)
+        >>> plan = plan_growth(small, small.replace(intermediate_size=700, num_hidden_layers=5))
+        >>> params = build_model(small).init(jax.random.key(0))
+        >>> kernel = params["layers"]["mlp"]["up"]["kernel"]
+        >>> piece = grow_piece("layers/mlp/up/kernel", 3, lambda path, i: kernel[i], plan=plan)
+        >>> bool((piece == grow(params, plan)["layers"]["mlp"]["up"]["kernel"][3]).all())
+        True
+    """
+    axes = plan.axes[path]
+    if plan.method in ("direct_copy", "random"):
+        return _partly_fresh(path, layer, read, plan=plan)
+    if layer is None:
+        source = np.asarray(read(path, None))
+        return expand(source.astype(np.float32), axes, plan.maps).astype(source.dtype)
+    donor = int(plan.maps["layers"].indices[layer])
+    donated = plan.donated_axes(path)
+    last = plan.source_sizes["layers"] - 1
+    # The layer and the one above it, as a stack of two: all that Eq. 16 looks at.
+    wanted = [donor, min(donor + 1, last)] if donated else [donor]
+    stack = np.stack([np.asarray(read(path, i)) for i in wanted])
+    grown = expand(stack.astype(np.float32), axes, plan.maps)
+    if donated:
+        grown = take_from_upper(grown, axes, plan.maps, donated=donated)
+    silent = plan.is_silenced(path) and bool(plan.silent_layers[layer])
+    grown = np.zeros_like(grown[0]) if silent else grown[0]
+    return grown.astype(stack.dtype)
+
+
+def _partly_fresh(
+    path: str, layer: int | None, read: ReadPiece, *, plan: GrowthPlan
+) -> Float[np.ndarray, "..."]:
+    stacked = layer is not None
+    shape = plan.target_shapes[path][stacked:]
+    key = jax.random.key(plan.seed)
+    fresh = np.array(fresh_piece(path, plan.axes[path], shape, key=key, layer=layer))
+    beyond = stacked and layer >= plan.source_sizes["layers"]
+    source = np.asarray(read(path, 0 if beyond else layer))
+    if plan.method == "direct_copy" and not beyond:
+        fresh[tuple(slice(size) for size in source.shape)] = source
+    return fresh.astype(source.dtype)

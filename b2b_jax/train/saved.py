@@ -1,0 +1,191 @@
+"""Models in folders, of a run, grown or Hugging Face's: one function reads all (effects: files)."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from b2b_jax.axes import shapes
+from b2b_jax.convert import is_hf_folder, open_folder
+from b2b_jax.convert.hf import InitMissing
+from b2b_jax.models import ModelConfig
+from b2b_jax.train.checkpoint import FOLDER, FORMAT, CheckpointError, checkpoint_meta
+from b2b_jax.tree import flatten, unflatten
+from b2b_jax.types import Params
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read from a run or a grown folder.
+
+    Attributes:
+        config: sizes and constants.
+        params: nested dict of arrays.
+        meta: what else the checkpoint says about itself.
+        step: the checkpoint's number.
+        fingerprint: sha256 over all parameters, in path order.
+    """
+
+    config: ModelConfig
+    params: Params
+    meta: dict[str, Any]
+    step: int
+    fingerprint: str
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """The sha256 of all parameters, bytes and paths, in path order."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(params).items():
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> tuple[ocp.CheckpointManager, int]:
+    folder = path if path.name == FOLDER else path / FOLDER
+    if not folder.is_dir():
+        found = "no such folder" if not path.exists() else "no checkpoints/ folder in it"
+        raise CheckpointError(
+            f"{path}: {found}; expected the folder of a b2b train or b2b grow run"
+        )
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    manager = ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_names=("params", "optimizer", "meta"),
+    )
+    step = manager.latest_step()
+    if step is None:
+        raise CheckpointError(f"{folder}: holds no finished checkpoint; train it further first")
+    return manager, step
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What the newest model of a folder says about itself, without reading any parameter.
+
+    Raises:
+        CheckpointError: if the folder holds no checkpoint.
+        ConvertError: if it is a Hugging Face folder that cannot be read.
+    """
+    if is_hf_folder(path):
+        folder = open_folder(path)
+        return {"model": folder.config.to_dict(), "lineage": read_lineage(path), "step": 0}
+    manager, step = _open(Path(path))
+    return {**checkpoint_meta(manager, step), "step": step}
+
+
+def read_lineage(path: str | Path) -> dict[str, Any]:
+    """How the model of a folder came about, as far as its lineage.json and growth_plan.json say."""
+    found: dict[str, Any] = {}
+    for name in ("lineage.json", "growth_plan.json"):
+        try:
+            values = json.loads((Path(path) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found |= values if name == "lineage.json" else {"growth_plan": values}
+    return found
+
+
+def total_cost(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model has cost so far: its own training and that of everything it was grown from.
+
+    Args:
+        meta: of its checkpoint.
+
+    Returns:
+        ``flops`` by accounting and ``seconds``; None where a part of them is not known.
+    """
+    lineage, own = meta.get("lineage", {}), meta.get("progress")
+    flops, seconds = lineage.get("source_flops"), lineage.get("source_seconds")
+    if own is None:
+        return {"flops": flops, "seconds": seconds}
+    if "source" not in lineage:
+        return {"flops": own["flops"], "seconds": own["seconds"]}
+    return {
+        "flops": flops and {name: spent + flops[name] for name, spent in own["flops"].items()},
+        "seconds": None if seconds is None else own["seconds"] + seconds,
+    }
+
+
+def load_model(
+    path: str | Path,
+    *,
+    heads: tuple[str, ...] | None = None,
+    init_missing: InitMissing = "nothing",
+) -> SavedModel:
+    """Read the newest model of a run folder, a grown folder or a Hugging Face folder.
+
+    Args:
+        path: the folder, or its ``checkpoints`` folder.
+        heads: output heads wanted of a Hugging Face folder, instead of those of its class.
+        init_missing: "head" makes heads fresh that a Hugging Face folder lacks.
+
+    Raises:
+        CheckpointError: if there is none, or it does not fit its own config.
+        ConvertError: if it is a Hugging Face folder that cannot be read.
+    """
+    if is_hf_folder(path):
+        folder = open_folder(path, heads=heads, init_missing=init_missing)
+        params = jax.tree.map(jnp.asarray, folder.params())
+        meta = {"lineage": read_lineage(path), "notes": folder.notes()}
+        return SavedModel(folder.config, params, meta, 0, fingerprint(params))
+    manager, step = _open(Path(path))
+    meta = checkpoint_meta(manager, step)
+    config = ModelConfig.from_dict(meta["model"])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {
+        leaf_path: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
+        for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
+    }
+    try:
+        params = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(unflatten(abstract))  # pyright: ignore
+            ),
+        )["params"]
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
+    return SavedModel(config, params, meta, step, fingerprint(params))
+
+
+def save_model(
+    path: str | Path, config: ModelConfig, params: Params, *, meta: Mapping[str, Any]
+) -> None:
+    """Write parameters, as float32, as checkpoint 0 of a folder that `load_model` reads.
+
+    Args:
+        path: the folder; made if missing.
+        config: sizes and constants.
+        params: nested dict of arrays.
+        meta: further JSON values to keep with them.
+    """
+    manager = ocp.CheckpointManager(
+        (Path(path) / FOLDER).absolute(), item_names=("params", "optimizer", "meta")
+    )
+    manager.save(
+        0,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(in_float32(params)),  # pyright: ignore
+            meta=ocp.args.JsonSave(  # pyright: ignore
+                {"format": FORMAT, "model": config.to_dict(), **json.loads(json.dumps(meta))}
+            ),
+        ),
+        force=True,
+    )
+    manager.wait_until_finished()
+    manager.close()
+
+
+def in_float32(params: Params) -> Params:
+    """Parameters as training holds them."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
