@@ -66,10 +66,6 @@ class Axes:
             >>> Axes.parse("norm_scale: | -> embed / embed").absorbs
             ('embed',)
         """
-
-        def names(part: str) -> tuple[str, ...]:
-            return tuple(name.strip() for name in part.split(",") if name.strip())
-
         try:
             role, rest = text.split(":")
             indexed, rest = rest.split("|")
@@ -84,10 +80,10 @@ class Axes:
             raise AxisError(f"axes {text!r}: role {role.strip()!r} is none of {get_args(Role)}")
         return cls(
             role=role.strip(),  # pyright: ignore[reportArgumentType]
-            indexed=names(indexed),
-            consumes=names(consumes),
-            produces=names(produces),
-            absorbs=names(absorbs),
+            indexed=_split(indexed),
+            consumes=_split(consumes),
+            produces=_split(produces),
+            absorbs=_split(absorbs),
             init_std=init_std,
         )
 
@@ -95,6 +91,10 @@ class Axes:
         left = " ".join(filter(None, (", ".join(self.indexed), "|", ", ".join(self.consumes))))
         absorbed = f" / {', '.join(self.absorbs)}" if self.absorbs else ""
         return f"{self.role}: {left} -> {', '.join(self.produces)}{absorbed}"
+
+
+def _split(part: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in part.split(",") if name.strip())
 
 
 AxisTable = Mapping[str, Axes]

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +155,9 @@ class _Pickled:
         self._tensors: dict[str, Any] = {}
         for file in files:
             try:
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about pickles that are refused below
+                    loaded = torch.load(file, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:
                 raise ConvertError(
                     f"{file}: refused, since it holds more than tensors and could run code when "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from b2b_jax.axes import shapes
+from b2b_jax.axes import AxisTable, shapes
 from b2b_jax.convert.errors import ConvertError
 from b2b_jax.convert.hf_config import architecture_of
 from b2b_jax.convert.tables import HEADLESS, IGNORED, OLD_NAMES, PREFIX, Tensor, tensors, ties
@@ -41,16 +41,21 @@ class Scheme:
         return tensors(self.cfg)
 
     @cached_property
+    def table(self) -> AxisTable:
+        """Our path -> named axes."""
+        return self.cfg.axis_table()
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our path -> shape; stacked parameters without the layers."""
-        whole = shapes(self.cfg.axis_table(), self.cfg.axis_sizes())
+        whole = shapes(self.table, self.cfg.axis_sizes())
         return {path: shape[self.is_stacked(path) :] for path, shape in whole.items()}
 
     @cached_property
     def _matrices(self) -> dict[str, tuple[int, ...]]:
         """Our path -> the shape that the parameter has as a vector or matrix."""
         found = {}
-        for path, axes in self.cfg.axis_table().items():
+        for path, axes in self.table.items():
             stacked = self.is_stacked(path)
             rows = len(axes.indexed) - stacked + len(axes.consumes)
             shape = self.shapes[path]
@@ -79,7 +84,7 @@ class Scheme:
 
     def is_stacked(self, path: str) -> bool:
         """Whether a parameter has one entry per layer."""
-        return self.cfg.axis_table()[path].indexed[:1] == ("layers",)
+        return self.table[path].indexed[:1] == ("layers",)
 
     def names(self, tensor: Tensor) -> list[tuple[str, int | None]]:
         """The names of a tensor without prefix, and the layer of each."""
@@ -338,7 +343,7 @@ def encode_all(cfg: ModelConfig, entries: list[HfTensor], piece: ReadPiece) -> I
 
 def pieces_of(params: Mapping[str, Any]) -> ReadPiece:
     """Single parameters, layer by layer, of a nested dict."""
-    flat = flatten(params)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     return lambda path, layer: flat[path] if layer is None else flat[path][layer]
 
 

@@ -98,8 +98,10 @@ def from_hf(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     names = GPT2_FIELDS if family == "gpt2" else ENCODER_FIELDS
     fields |= {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
     activation = values.get("activation_function" if family == "gpt2" else "hidden_act")
-    if activation is not None:
-        fields["hidden_act"] = ACTIVATIONS.get(activation, activation)
+    if activation in ACTIVATIONS:
+        fields["hidden_act"] = ACTIVATIONS[activation]
+    elif activation is not None:
+        problems.append(f"hidden_act: found {activation!r}, supported are {sorted(ACTIVATIONS)}")
     if family == "gpt2":
         width = fields.get("hidden_size", 768)
         fields["intermediate_size"] = values.get("n_inner") or 4 * width

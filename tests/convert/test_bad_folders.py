@@ -93,7 +93,9 @@ def test_configs_that_are_not_supported(folder, capsys, changes, parts):
 
 
 def test_a_target_that_is_smaller_or_has_other_heads(folder, capsys):
-    error = refused(capsys, folder, "--to", "hidden_size=32,num_hidden_layers=1")
+    error = refused(
+        capsys, folder, "--to", "hidden_size=40,num_attention_heads=5,num_hidden_layers=1"
+    )
     assert "layers shrinks: 2 -> 1" in error
     error = refused(capsys, folder, "--to", "hidden_size=48")
     assert "head_dim: 8 -> 16" in error and "num_attention_heads to 6" in error
