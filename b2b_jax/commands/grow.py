@@ -12,8 +12,8 @@ from b2b_jax.commands.grow_hf import grow_hf_folder
 from b2b_jax.commands.sample import heldout_sample
 from b2b_jax.config import load_target
 from b2b_jax.convert import is_hf_folder
-from b2b_jax.convert.files import new_folder
-from b2b_jax.convert.hf import InitMissing
+from b2b_jax.convert.match import InitMissing
+from b2b_jax.convert.writing import new_folder
 from b2b_jax.evaluate import verify
 from b2b_jax.growth import GrowthError, GrowthPlan, grow, plan_growth
 from b2b_jax.growth.depth import Depth

@@ -11,9 +11,11 @@ import numpy as np
 
 from b2b_jax.commands.folders import refuse_filled
 from b2b_jax.convert import HfFolder, open_folder
-from b2b_jax.convert.files import Extras, carried_files, weight_files, write_folder
-from b2b_jax.convert.hf import HfTensor, InitMissing, encode_all, layout
+from b2b_jax.convert.files import weight_files
+from b2b_jax.convert.hf import HfTensor, encode_all, layout
 from b2b_jax.convert.hf_config import to_hf
+from b2b_jax.convert.match import InitMissing
+from b2b_jax.convert.writing import Extras, carried_files, write_folder
 from b2b_jax.growth import GrowthPlan, grow_piece
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.saved import read_lineage

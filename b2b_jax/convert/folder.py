@@ -10,28 +10,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from b2b_jax.convert.errors import ConvertError
-from b2b_jax.convert.files import (
-    SHARD_BYTES,
-    Extras,
-    TensorFile,
-    open_tensors,
-    read_config,
-    write_folder,
-)
+from b2b_jax.convert.files import TensorFile, open_tensors, read_config
 from b2b_jax.convert.hf import (
-    InitMissing,
-    Match,
     ReadPiece,
-    Scheme,
-    check_ties,
     encode_all,
     layout,
-    match,
     params_from_hf,
     piece_reader,
     pieces_of,
 )
 from b2b_jax.convert.hf_config import from_hf, to_hf
+from b2b_jax.convert.match import InitMissing, Match, check_ties, match
+from b2b_jax.convert.scheme import Scheme
+from b2b_jax.convert.writing import SHARD_BYTES, Extras, write_folder
 from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import FlatParams, Params

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from b2b_jax.axes import shapes
 from b2b_jax.convert import is_hf_folder, open_folder
-from b2b_jax.convert.hf import InitMissing
+from b2b_jax.convert.match import InitMissing
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.checkpoint import FOLDER, FORMAT, CheckpointError, checkpoint_meta
 from b2b_jax.tree import flatten, unflatten

@@ -124,13 +124,13 @@ def test_a_target_folder_that_holds_something(folder, capsys):
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(folder, capsys, monkeypatch):
-    import b2b_jax.convert.files as files
+    import b2b_jax.convert.writing as writing
 
     def full(file, entries, arrays):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(file))
 
-    monkeypatch.setattr(files, "write_safetensors", full)
+    monkeypatch.setattr(writing, "write_safetensors", full)
     assert "No space left on device" in refused(capsys, folder)
 
 

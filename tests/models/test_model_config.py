@@ -33,7 +33,7 @@ def test_presets(name):
     assert cfg.intermediate_size == 4 * cfg.hidden_size
     assert cfg.head_dim == (32 if "tiny" in name else 64)
     assert cfg.norm_position == ("pre" if cfg.family == "gpt2" else "post")
-    assert cfg.layer_norm_eps == (1e-5 if cfg.family == "gpt2" else 1e-12)
+    assert cfg.layer_norm_eps == (1e-12 if cfg.family == "bert" else 1e-5)
 
 
 def test_an_unknown_preset_lists_the_known():

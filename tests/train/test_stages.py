@@ -13,12 +13,13 @@ def test_sub_models_are_prefixes_trained_from_the_top():
     subs = sub_models(12, TwoStageConfig(steps=1, layers_per_block=3))
     assert [(s.first_live, s.depth) for s in subs] == [(0, 3), (3, 6), (6, 9), (9, 12)]
     assert [s.embeddings for s in subs] == ["trained", "frozen", "frozen", "frozen"]
-    assert [s.output_table for s in subs] == ["trained", "frozen", "frozen", "frozen"]
+    assert [s.output_table for s in subs] == ["trained"] * 4  # the tied decoder is of the head
 
 
 @pytest.mark.parametrize(
     ("policy", "table", "embeddings", "tables"),
     [
+        ("first", "embeddings", ["trained", "frozen"], ["trained", "frozen"]),
         ("never", "embeddings", ["frozen"] * 2, ["frozen"] * 2),
         ("never", "head", ["frozen"] * 2, ["trained"] * 2),
         ("always", "embeddings", ["trained"] * 2, ["trained"] * 2),
