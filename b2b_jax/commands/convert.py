@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from b2b_jax.commands.folders import refuse_filled, write_json
 from b2b_jax.convert import is_hf_folder, open_folder, save_folder
-from b2b_jax.convert.files import carried_files, new_folder
 from b2b_jax.convert.match import InitMissing
+from b2b_jax.convert.writing import carried_files, new_folder
 from b2b_jax.train.saved import SavedModel, load_model, read_lineage, save_model
 from b2b_jax.train.writers import Reporter
 

@@ -1,6 +1,5 @@
 """Hugging Face's tensor names and layouts of the supported model classes, as data."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,7 +103,7 @@ def _norm(name: str, path: str, head: str = "") -> list[Tensor]:
     ]
 
 
-def _encoder() -> Sequence[Tensor]:
+def _encoder() -> list[Tensor]:
     layer = "encoder.layer.{layer}"
     return [
         Tensor("embeddings.word_embeddings.weight", ("embeddings/token/embedding",)),
@@ -140,7 +139,7 @@ def _heads(family: Family) -> list[Tensor]:
     ]
 
 
-def _gpt2() -> Sequence[Tensor]:
+def _gpt2() -> list[Tensor]:
     layer = "h.{layer}"
     parts = tuple(f"layers/attention/{part}" for part in ("query", "key", "value"))
     return [

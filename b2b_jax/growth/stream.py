@@ -45,7 +45,8 @@ def grow_piece(
         return _partly_fresh(path, layer, read, plan=plan)
     if layer is None:
         source = np.asarray(read(path, None))
-        return expand(source.astype(np.float32), axes, plan.maps).astype(source.dtype)
+        whole = expand(source.astype(np.float32), axes, plan.maps)
+        return np.asarray(whole, source.dtype)
     donor = int(plan.maps["layers"].indices[layer])
     donated = plan.donated_axes(path)
     last = plan.source_sizes["layers"] - 1
@@ -57,7 +58,7 @@ def grow_piece(
         grown = take_from_upper(grown, axes, plan.maps, donated=donated)
     silent = plan.is_silenced(path) and bool(plan.silent_layers[layer])
     grown = np.zeros_like(grown[0]) if silent else grown[0]
-    return grown.astype(stack.dtype)
+    return np.asarray(grown, stack.dtype)
 
 
 def _partly_fresh(
