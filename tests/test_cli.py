@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from runs import Recorder, tiny_run
 import b2b_jax as b2b
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
+from b2b_jax.train.saved import read_meta
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,80 @@ def test_a_target_that_cannot_be_reached_says_all_reasons(trained, capsys):
     for part in ("embed shrinks: 16 -> 8", "layers shrinks: 2 -> 1", "head_dim: 8 -> 4"):
         assert part in error
     assert not (folder / "x").exists()
+
+
+def test_folders_that_must_not_be_written(trained, capsys):
+    folder, config = trained
+    assert (
+        main(["grow", str(folder / "small"), str(folder / "base"), "--to", "num_hidden_layers=4"])
+        == 0
+    )
+    # A grown folder is no run, and a run is no place for a grown model.
+    grown = dataclasses.replace(config, run_dir=str(folder / "base"))
+    with pytest.raises(b2b.ConfigError, match="no run of b2b train wrote"):
+        train_command(grown, reporter=Recorder())
+    assert "Grown from" in (folder / "base" / "README.md").read_text()
+    capsys.readouterr()
+    words = ["grow", str(folder / "base"), str(folder / "small"), "--to", "num_hidden_layers=6"]
+    assert main(words) == 1
+    assert "pass --overwrite" in capsys.readouterr().err
+    words[2] = str(folder / "base")
+    assert main([*words, "--overwrite"]) == 1
+    assert "is or holds the source" in capsys.readouterr().err
+
+
+def test_the_cost_of_a_chain_is_that_of_all_its_models(trained):
+    """small -> base -> large, where base is trained: large has cost both."""
+    folder, config = trained
+    (folder / "chain.yaml").write_text(yaml.safe_dump({"model": {"num_hidden_layers": 3}}))
+    words = [
+        "grow",
+        str(folder / "small"),
+        str(folder / "chain"),
+        "--to",
+        str(folder / "chain.yaml"),
+    ]
+    assert main(words) == 0
+    run = json.loads(json.dumps(config.to_dict())) | {"run_dir": str(folder / "middle")}
+    del run["model"]
+    run["two_stage"]["steps"] = 0
+    (folder / "middle.yaml").write_text(yaml.safe_dump(run))
+    # The flag, too, decides which model is trained.
+    init = ["--init", str(folder / "chain"), "--train.steps", "4"]
+    assert main(["train", str(folder / "middle.yaml"), *init]) == 0
+    words = ["grow", str(folder / "middle"), str(folder / "last"), "--to", "num_hidden_layers=5"]
+    assert main(words) == 0
+
+    def meta(name):
+        return read_meta(folder / name)
+
+    spent = [meta(name)["progress"]["flops"]["exact"] for name in ("small", "middle")]
+    assert meta("last")["lineage"]["source_flops"]["exact"] == pytest.approx(sum(spent))
+    seconds = [meta(name)["progress"]["seconds"] for name in ("small", "middle")]
+    assert meta("last")["lineage"]["source_seconds"] == pytest.approx(sum(seconds))
+
+
+def test_a_resumed_run_keeps_its_origin_whatever_init_holds_by_now(trained):
+    folder, config = trained
+    (folder / "other.yaml").write_text(yaml.safe_dump({"model": {"num_hidden_layers": 4}}))
+    words = [
+        "grow",
+        str(folder / "small"),
+        str(folder / "seed"),
+        "--to",
+        str(folder / "other.yaml"),
+    ]
+    assert main([*words, "--method", "fpi"]) == 0
+    cfg, _ = b2b.load(folder / "seed")
+    run = dataclasses.replace(
+        config, model=cfg, init=str(folder / "seed"), run_dir=str(folder / "resumed")
+    )
+    assert train_command(run, reporter=Recorder(signal_at=8)).exit_code == 75
+    shutil.rmtree(folder / "seed")
+    assert main([*words, "--method", "direct_copy"]) == 0
+    assert train_command(run, reporter=Recorder()).exit_code == 0
+    assert json.loads((folder / "resumed" / "lineage.json").read_text())["method"] == "fpi"
+    assert read_meta(folder / "resumed")["lineage"]["method"] == "fpi"
 
 
 @pytest.mark.parametrize("words", [[], ["growth"], ["plot"], ["plot", "a", "--nonsense"]])
