@@ -18,7 +18,15 @@ from typing import Any
 
 from b2b_jax.convert import ConvertError
 from b2b_jax.evaluate import VerifyReport, verify
-from b2b_jax.growth import GrowthError, GrowthPlan, IndexMap, grow, plan_growth, shrink
+from b2b_jax.growth import (
+    GrowthError,
+    GrowthPlan,
+    IndexMap,
+    grow,
+    grow_optimizer_state,
+    plan_growth,
+    shrink,
+)
 from b2b_jax.models import Compute, ConfigError, Model, ModelConfig, build_model, preset
 from b2b_jax.types import Params
 
@@ -35,6 +43,7 @@ __all__ = [
     "VerifyReport",
     "build_model",
     "grow",
+    "grow_optimizer_state",
     "load",
     "plan_growth",
     "preset",

@@ -1,0 +1,217 @@
+"""Growing optimizer state: the moments of a grown model that its source's gradients give."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from b2b_jax.axes import Axes
+from b2b_jax.growth.errors import GrowthError
+from b2b_jax.growth.plan import GrowthPlan
+from b2b_jax.growth.width import gather
+from b2b_jax.tree import flatten, unflatten
+from b2b_jax.types import Params
+
+POWERS = {
+    "mu": 1,
+    "m": 1,
+    "trace": 1,
+    "ema": 1,
+    "nu": 2,
+    "nu_max": 2,
+    "v": 2,
+    "v_row": 2,
+    "v_col": 2,
+}
+"""Fields of optax states -> which power of the gradient they average."""
+COUNTS = {"count"}
+REDUCED = {"v_row": -1, "v_col": -2}
+"""Adafactor's means -> which of the dimensions, by size, they are taken over."""
+
+
+def grow_optimizer_state(opt_state: Any, plan: GrowthPlan) -> Any:
+    r"""Grow an optax state through the plan that grew the parameters.
+
+    In a function-preserving growth every copy of a produced entry gets an equal share of its
+    gradient, so that the gradient of the grown model is
+
+    $$\frac{\partial L}{\partial U} = \frac{1}{C_{out}}\,
+      \frac{\partial L}{\partial W}\Big[g_{in}\Big]\Big[:, g_{out}\Big]$$
+
+    with the copy counts of the produced axes only: dual to the parameters, which divide along the
+    consumed ones. First moments follow the gradient, second moments its square. Entries that AKI
+    takes from the layer above, and fresh ones, start from zero. What holds no entry per parameter,
+    such as a step count, stays.
+
+    Args:
+        opt_state: any nesting of optax states whose moments mirror the parameters: Adam(W), Lion,
+            momentum, Muon, Adafactor. Adafactor's factored moments are exact where every entry is
+            copied equally often, and otherwise take the mean share.
+        plan: what grew the parameters.
+
+    Raises:
+        GrowthError: names every field that mirrors the parameters and whose meaning is not known,
+            and every factored moment that cannot be grown.
+
+    Example:
+        >>> import jax, optax
+        >>> from b2b_jax.growth import plan_growth
+        >>> from b2b_jax.models import build_model, preset
+        >>> small = preset("bert-tiny").replace(num_hidden_layers=1)
+        >>> plan = plan_growth(small, small.replace(intermediate_size=1024), method="fpi")
+        >>> state = optax.adamw(1e-3).init(build_model(small).init(jax.random.key(0)))
+        >>> grow_optimizer_state(state, plan)[0].mu["layers"]["mlp"]["up"]["kernel"].shape
+        (1, 128, 1024)
+    """
+    problems: list[str] = []
+    grown = _walk(opt_state, "", plan, problems)
+    if problems:
+        raise GrowthError("This optimizer state cannot be grown:\n  " + "\n  ".join(problems))
+    return grown
+
+
+def grow_gradient(grads: Mapping[str, Any], plan: GrowthPlan) -> Params:
+    """The gradient that a grown model has on a batch, from that of its source (exact plans).
+
+    Args:
+        grads: nested dict of the source's gradients.
+        plan: an "fpi" plan.
+    """
+    return unflatten(
+        {path: _grow_moment(path, leaf, plan, power=1) for path, leaf in flatten(grads).items()}
+    )
+
+
+def _walk(node: Any, field: str, plan: GrowthPlan, problems: list[str]) -> Any:
+    if isinstance(node, Mapping):
+        if set(flatten(node)) == set(plan.axes):
+            return _grow_mirror(node, field, plan, problems)
+        return {key: _walk(child, key, plan, problems) for key, child in node.items()}
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        names = node._fields  # pyright: ignore[reportAttributeAccessIssue]
+        return type(node)(
+            *(_walk(child, name, plan, problems) for name, child in zip(names, node, strict=True))
+        )
+    if isinstance(node, tuple | list):
+        return type(node)(_walk(child, field, plan, problems) for child in node)
+    return node
+
+
+def _grow_mirror(
+    node: Mapping[str, Any], field: str, plan: GrowthPlan, problems: list[str]
+) -> Params:
+    grown = {}
+    for path, leaf in flatten(node).items():
+        if not hasattr(leaf, "shape") or leaf.shape in ((), (1,)):
+            grown[path] = leaf  # left out by a mask, or a placeholder
+        elif field in COUNTS:
+            grown[path] = _grow_count(path, leaf, plan)
+        elif field not in POWERS:
+            problems.append(
+                f"{field or 'an unnamed field'}/{path}: not known to average the gradient or its "
+                f"square; known are {sorted(POWERS)}"
+            )
+        elif leaf.shape == plan.source_shapes[path]:
+            grown[path] = _grow_moment(path, leaf, plan, power=POWERS[field])
+        elif field in REDUCED:
+            grown[path] = _grow_factored(path, leaf, plan, field=field, problems=problems)
+        else:
+            problems.append(
+                f"{field}/{path}: found shape {leaf.shape}, expected {plan.source_shapes[path]}"
+            )
+    return unflatten(grown)
+
+
+def _grow_count(path: str, leaf: Any, plan: GrowthPlan) -> Any:
+    """A count per layer follows its layer; others have size one along every dimension."""
+    for dimension, name in enumerate(plan.axes[path].names[: leaf.ndim]):
+        if name == "layers" and leaf.shape[dimension] == plan.source_sizes["layers"]:
+            leaf = gather(leaf, plan.maps["layers"].indices, axis=dimension)
+    return leaf
+
+
+def _share(axes: Axes, dimension: int, plan: GrowthPlan) -> np.ndarray | None:
+    """What part of the gradient every target entry along a dimension gets; None for all of it."""
+    name = axes.names[dimension]
+    first_produced = len(axes.indexed) + len(axes.consumes)
+    if dimension < first_produced or axes.divided[dimension] or name not in plan.maps:
+        return None
+    return (1 / plan.maps[name].copies).astype(np.float32)
+
+
+def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float[Array, "..."]:
+    leaf = jnp.asarray(leaf)
+    axes, dtype = plan.axes[path], leaf.dtype
+    if plan.method in ("direct_copy", "random"):
+        fresh = jnp.zeros(plan.target_shapes[path], dtype)
+        if plan.method == "random":
+            return fresh
+        return fresh.at[tuple(slice(size) for size in leaf.shape)].set(leaf)
+    grown = leaf.astype(jnp.float32)
+    for dimension, name in enumerate(axes.names):
+        grown = gather(grown, plan.maps[name].indices, axis=dimension)
+        share = _share(axes, dimension, plan)
+        if share is not None:
+            shape = [1] * grown.ndim
+            shape[dimension] = len(share)
+            grown = grown * share.reshape(shape) ** power
+    return jnp.where(_starts_afresh(path, plan), 0.0, grown).astype(dtype)
+
+
+def _starts_afresh(path: str, plan: GrowthPlan) -> np.ndarray:
+    """Entries with no gradient of their own in the source; bool, of a shape that broadcasts.
+
+    They come from the layer above, or they are in a silent layer.
+    """
+    axes = plan.axes[path]
+    if axes.indexed[:1] != ("layers",):
+        return np.zeros((1,) * len(axes.names), bool)
+
+    def along(dimension: int, flags: np.ndarray) -> np.ndarray:
+        return flags.reshape([-1 if d == dimension else 1 for d in range(len(axes.names))])
+
+    # The source's last layer has none above it to take from.
+    has_upper = plan.maps["layers"].indices != plan.source_sizes["layers"] - 1
+    afresh = along(0, plan.silent_layers)
+    for dimension, name in enumerate(axes.names):
+        if name in plan.donated_axes(path):
+            beyond = np.arange(plan.maps[name].target_size) >= plan.maps[name].source_size
+            afresh = afresh | (along(0, has_upper) & along(dimension, beyond))
+    return afresh
+
+
+def _factored(shape: tuple[int, ...]) -> list[int]:
+    """Dimensions by size, as optax sorts them to choose those that it factors."""
+    return [int(d) for d in np.argsort(shape)]
+
+
+def _grow_factored(
+    path: str, leaf: Any, plan: GrowthPlan, *, field: str, problems: list[str]
+) -> Any:
+    source, target = plan.source_shapes[path], plan.target_shapes[path]
+    reduced = _factored(source)[REDUCED[field]]
+    kept = [d for d in range(len(source)) if d != reduced]
+    if (
+        leaf.shape != tuple(source[d] for d in kept)
+        or _factored(target)[-2:] != (_factored(source)[-2:])
+    ):
+        problems.append(
+            f"{field}/{path}: factored over other dimensions at {target} than at {source}; "
+            "start this state afresh"
+        )
+        return leaf
+    axes, dtype = plan.axes[path], leaf.dtype
+    grown = jnp.asarray(leaf, jnp.float32)
+    share = _share(axes, reduced, plan)
+    if share is not None:
+        grown = grown * float((share**2).mean())
+    for position, dimension in enumerate(kept):
+        grown = gather(grown, plan.maps[axes.names[dimension]].indices, axis=position)
+        share = _share(axes, dimension, plan)
+        if share is not None:
+            shape = [1] * grown.ndim
+            shape[position] = len(share)
+            grown = grown * share.reshape(shape) ** 2
+    return grown.astype(dtype)
