@@ -49,6 +49,7 @@ class Run:
         stage_one_steps: steps of sub-model training.
         total_steps: planned length.
         model: its model config.
+        evaluation: the settings on which its held-out loss depends.
         source: folder that its parameters were grown from, or empty.
         source_cost: FLOPs ("exact", "electra") and "seconds" spent on the source, if known.
     """
@@ -60,6 +61,7 @@ class Run:
     stage_one_steps: int
     total_steps: int
     model: dict[str, Any]
+    evaluation: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     source_cost: dict[str, float] = field(default_factory=dict)
 
@@ -130,6 +132,7 @@ def _assign_roles(runs: list[Run], skipped: list[str]) -> Comparison:
             "More than one run of the target from random initialisation; give one of:\n  "
             + "\n  ".join(str(run.path) for run in scratch)
         )
+    _check_evaluation([*scratch, *grown])
     return Comparison(
         scratch=replace(scratch[0], role="scratch", label="scratch") if scratch else None,
         grown=tuple(grown),
@@ -138,6 +141,24 @@ def _assign_roles(runs: list[Run], skipped: list[str]) -> Comparison:
         ),
         skipped=tuple(skipped),
     )
+
+
+def _check_evaluation(runs: list[Run]) -> None:
+    """Losses on other text, other windows or other masks say nothing about each other."""
+    found = [
+        f"{run.path}: {name} is {value!r}, in {runs[0].path} {runs[0].evaluation.get(name)!r}"
+        for run in runs[1:]
+        for name, value in run.evaluation.items()
+        if value != runs[0].evaluation.get(name)
+    ]
+    if found:
+        raise ReportError("These runs are evaluated differently:\n  " + "\n  ".join(found))
+
+
+def _evaluation(config: dict[str, Any]) -> dict[str, Any]:
+    data = {f"data.{k}": v for k, v in config.get("data", {}).items() if k != "prepared_dir"}
+    names = ("sequence_length", "masked_positions", "eval_batches")
+    return data | {f"train.{k}": config["train"].get(k) for k in names}
 
 
 def _size(run: Run) -> int:
@@ -170,6 +191,7 @@ def _read_run(path: Path) -> Run:
         stage_one_steps=stage_one,
         total_steps=config["train"]["steps"],
         model=config["model"],
+        evaluation=_evaluation(config),
         source=lineage.get("source", ""),
         source_cost=cost,
     )

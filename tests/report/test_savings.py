@@ -142,3 +142,16 @@ def test_two_baselines_are_ambiguous(demo):
     write_run(demo / "scratch2", [9.0, 3.0])
     with pytest.raises(ReportError, match="More than one run"):
         read_runs([demo / "scratch", demo / "scratch2", demo / "b2b"])
+
+
+def test_runs_that_are_evaluated_differently_are_refused(demo):
+    path = demo / "b2b" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["train"]["masked_positions"] = 7
+    config["data"] = {"paths": ["other.txt"], "prepared_dir": "elsewhere"}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ReportError) as error:
+        read_runs(sorted(demo.iterdir()))
+    assert "train.masked_positions is 7" in str(error.value)
+    assert "data.paths is ['other.txt']" in str(error.value)
+    assert "prepared_dir" not in str(error.value)
