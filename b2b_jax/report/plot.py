@@ -123,8 +123,8 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     axes.annotate("", (cost, final), (total, final), arrowprops=span)
     axes.annotate(
         f"{100 * (1 - cost / total):.0f} % saved",
-        ((cost + total) / 2, final),
-        xytext=(0, -38 - 15 * index),
+        ((cost + total) / 2, float(curve.loss[curve.exact >= cost].min(initial=final))),
+        xytext=(0, -20 - 15 * index),
         textcoords="offset points",
         ha="center",
         color=colour,
