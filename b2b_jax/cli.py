@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+from b2b_jax.commands.options import add_hf_options, heads, layer_order, shard_bytes
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 
@@ -67,7 +69,7 @@ def _guarded(command: Callable[[], int]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from b2b_jax.growth.depth import Depth
+    from b2b_jax.growth.depth import NamedDepth
     from b2b_jax.growth.maps import Mapping
     from b2b_jax.growth.plan import AkiScope, Method
 
@@ -107,12 +109,19 @@ def _parser() -> argparse.ArgumentParser:
     for name, choices, default, text in (
         ("--method", Method, "aki", "how parameters are made"),
         ("--mapping", Mapping, "cyclic", "what new width entries copy"),
-        ("--depth", Depth, "stack", "what new layers copy"),
         ("--aki-scope", AkiScope, "all", "what AKI takes from the layer above"),
     ):
         grow.add_argument(name, choices=get_args(choices), default=default, help=text)
+    grow.add_argument(
+        "--depth",
+        type=layer_order,
+        default="stack",
+        metavar="ORDER",
+        help=f"what new layers copy: one of {', '.join(get_args(NamedDepth))}, or the source layer "
+        "of every target layer, such as 0,1,1,2 (default: stack)",
+    )
     grow.add_argument("--seed", type=int, default=0, help="of random maps and fresh parameters")
-    _add_hf_options(grow)
+    add_hf_options(grow)
     grow.set_defaults(run=_grow)
 
     verify = commands.add_parser("verify", help="how far a grown model is from its source")
@@ -138,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         default="safetensors",
         help="format of a Hugging Face folder's weights",
     )
-    _add_hf_options(convert)
+    add_hf_options(convert)
     convert.set_defaults(run=_convert)
 
     inspect = commands.add_parser(
@@ -152,46 +161,6 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", default="", help="folder to write to (default: the runs' parent)")
     plot.set_defaults(run=_plot)
     return parser
-
-
-def _add_hf_options(parser: argparse.ArgumentParser) -> None:
-    """What the commands that read and write Hugging Face folders share."""
-    parser.add_argument(
-        "--heads",
-        metavar="NAMES",
-        help="output heads wanted of a Hugging Face folder, such as mlm or pooler,nsp "
-        "(default: those of its class)",
-    )
-    parser.add_argument(
-        "--init-missing",
-        choices=("nothing", "head"),
-        default="nothing",
-        help="make heads fresh that the folder lacks",
-    )
-    parser.add_argument(
-        "--shard-size", default="5GB", help="largest size of a weight file, such as 500MB or 5GB"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the target")
-
-
-def _heads(options: argparse.Namespace) -> tuple[str, ...] | None:
-    if options.heads is None:
-        return None
-    return tuple(name.strip() for name in options.heads.split(",") if name.strip())
-
-
-def _shard_bytes(text: str) -> int:
-    from b2b_jax.models import ConfigError
-
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    try:
-        size = int(float(number) * units[unit])
-    except (KeyError, ValueError):
-        size = 0
-    if size <= 0:
-        raise ConfigError(f"--shard-size: found {text!r}, expected something like 500MB or 5GB")
-    return size
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -228,9 +197,9 @@ def _grow(options: argparse.Namespace) -> int:
         aki_scope=options.aki_scope,
         seed=options.seed,
         existing="replace" if options.overwrite else "refuse",
-        heads=_heads(options),
+        heads=heads(options),
         init_missing=options.init_missing,
-        shard_bytes=_shard_bytes(options.shard_size),
+        shard_bytes=shard_bytes(options.shard_size),
     )
     grow_command(request, reporter=TerminalReporter("grow"))
     return 0
@@ -256,10 +225,10 @@ def _convert(options: argparse.Namespace) -> int:
     convert_command(
         options.source,
         options.target,
-        heads=_heads(options),
+        heads=heads(options),
         init_missing=options.init_missing,
         existing="replace" if options.overwrite else "refuse",
-        shard_bytes=_shard_bytes(options.shard_size),
+        shard_bytes=shard_bytes(options.shard_size),
         weights=options.weights,
         reporter=TerminalReporter("convert"),
     )

@@ -1,13 +1,16 @@
 """Layer orders: which widened source layer every target layer copies (bert2BERT, Algorithm 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
-from b2b_jax.growth.maps import IndexMap
+from b2b_jax.growth.errors import GrowthError
+from b2b_jax.growth.maps import IndexMap, compose
 
-Depth = Literal["stack", "interpolate", "identity"]
+NamedDepth = Literal["stack", "interpolate", "middle", "identity"]
+Depth = NamedDepth | Sequence[int]
+"""A way to order layers, or for every target layer the source layer that it copies."""
 
 
 def stack(source: int, target: int) -> IndexMap:
@@ -34,11 +37,42 @@ def interpolate(source: int, target: int) -> IndexMap:
     return IndexMap(np.arange(target) * source // target, source)
 
 
-ORDERS: dict[Depth, Callable[[int, int], IndexMap]] = {
+def middle(source: int, target: int) -> IndexMap:
+    """The middle layers once more, right above themselves: the ends read and write the embeddings.
+
+    Example:
+        >>> middle(6, 8).indices.tolist()
+        [0, 1, 2, 3, 2, 3, 4, 5]
+    """
+    if target > 2 * source:  # doubled first, so that whole blocks follow each other
+        return compose(middle(source, 2 * source), middle(2 * source, target))
+    block = target - source
+    start = (source - block) // 2
+    return IndexMap(np.concatenate([np.arange(start + block), np.arange(start, source)]), source)
+
+
+ORDERS: dict[NamedDepth, Callable[[int, int], IndexMap]] = {
     "stack": stack,
     "interpolate": interpolate,
+    "middle": middle,
     "identity": interpolate,
 }
+
+
+def layer_order(depth: Depth, source: int, target: int) -> IndexMap:
+    """The order that a name or an explicit list stands for.
+
+    Raises:
+        GrowthError: if a list does not have one valid source layer for every target layer.
+    """
+    if isinstance(depth, str):
+        return ORDERS[depth](source, target)  # pyright: ignore[reportArgumentType]
+    wrong = [layer for layer in depth if not 0 <= layer < source]
+    if len(depth) != target or wrong:
+        raise GrowthError(
+            f"depth: found the layers {list(depth)}, expected {target} of 0 to {source - 1}"
+        )
+    return IndexMap(np.array(depth, np.int32), source)
 
 
 def silent_layers(order: IndexMap) -> np.ndarray:

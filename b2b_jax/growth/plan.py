@@ -11,7 +11,7 @@ import numpy as np
 from b2b_jax.axes import Axes, AxisTable, shapes
 from b2b_jax.growth import depth as depth_orders
 from b2b_jax.growth import maps as index_maps
-from b2b_jax.growth.depth import Depth
+from b2b_jax.growth.depth import NamedDepth
 from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.maps import IndexMap
 
@@ -51,7 +51,7 @@ class GrowthPlan:
     maps: dict[str, IndexMap]
     method: Method
     mapping: index_maps.Mapping
-    depth: Depth
+    depth: NamedDepth | Literal["explicit"]
     aki_scope: AkiScope
     seed: int
     norm_position: NormPosition

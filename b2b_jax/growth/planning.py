@@ -10,7 +10,7 @@ import numpy as np
 from b2b_jax.axes import AxisTable
 from b2b_jax.growth import depth as depth_orders
 from b2b_jax.growth import maps as index_maps
-from b2b_jax.growth.depth import Depth
+from b2b_jax.growth.depth import Depth, NamedDepth
 from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.maps import IndexMap
 from b2b_jax.growth.plan import AkiScope, GrowthPlan, Method, NormPosition
@@ -62,7 +62,8 @@ def plan_growth(
         method: "fpi" (Eq. 7 to 13), "aki" (Eq. 14 to 16), "direct_copy" (source in the leading
             corner, the rest fresh) or "random" (all fresh).
         mapping: how new width entries choose what to copy: "cyclic", "balanced" or "uniform".
-        depth: "stack" (Algorithm 1), "interpolate", or "identity" (pre-norm models only).
+        depth: "stack" (Algorithm 1), "interpolate", "middle", "identity" (pre-norm models only), or
+            for every target layer the source layer that it copies.
         aki_scope: "all" or "hidden"; see `GrowthPlan`.
         seed: of random maps and fresh parameters.
 
@@ -91,7 +92,7 @@ def plan_growth(
     grown: dict[str, IndexMap] = {}
     for name, size in sizes[0].items():
         if name == "layers":
-            grown[name] = depth_orders.ORDERS[depth](size, sizes[1][name])
+            grown[name] = depth_orders.layer_order(depth, size, sizes[1][name])
         else:
             rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
             grown[name] = index_maps.MAPPINGS[mapping](size, sizes[1][name], rng)
@@ -104,7 +105,7 @@ def plan_growth(
         maps=grown,
         method=method,
         mapping=mapping,
-        depth=depth,
+        depth=depth if isinstance(depth, str) else "explicit",
         aki_scope=aki_scope,
         seed=seed,
         norm_position=source.norm_position,
@@ -119,11 +120,11 @@ def _library_version() -> str:
         return "unknown"
 
 
-def _option_problems(method: str, mapping: str, depth: str, aki_scope: str) -> list[str]:
+def _option_problems(method: str, mapping: str, depth: Depth, aki_scope: str) -> list[str]:
     options = {
         "method": (method, get_args(Method)),
         "mapping": (mapping, get_args(index_maps.Mapping)),
-        "depth": (depth, get_args(Depth)),
+        "depth": (depth if isinstance(depth, str) else "stack", get_args(NamedDepth)),
         "aki_scope": (aki_scope, get_args(AkiScope)),
     }
     return [

@@ -8,8 +8,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from b2b_jax.growth import GrowthError, grow, plan_growth
-from b2b_jax.growth.depth import ORDERS, interpolate, silent_layers, stack
+from b2b_jax.growth import GrowthError, GrowthPlan, grow, plan_growth
+from b2b_jax.growth.depth import ORDERS, interpolate, middle, silent_layers, stack
 from b2b_jax.tree import flatten
 
 DEPTHS = st.integers(1, 24).flatmap(lambda s: st.tuples(st.just(s), st.integers(s, 99)))
@@ -51,7 +51,7 @@ def test_every_source_layer_speaks_once(depths, name):
     assert sorted(heard.tolist()) == list(range(depths[0]))
 
 
-@pytest.mark.parametrize("depth", ["stack", "interpolate"])
+@pytest.mark.parametrize("depth", ["stack", "interpolate", "middle"])
 @pytest.mark.parametrize("layers", [4, 7, 11])
 def test_layers_are_copied_in_that_order(depth, layers):
     source = tiny.config()
@@ -112,3 +112,25 @@ def test_numpy_parameters_are_copied_too():
     grown = grow(params, plan_growth(source, source, method="fpi"))
     params["layers"]["mlp"]["up"]["bias"][:] = 7
     assert not (np.asarray(grown["layers"]["mlp"]["up"]["bias"]) == 7).any()
+
+
+@pytest.mark.parametrize("depths", [(6, 8), (5, 6), (4, 8), (3, 11), (4, 4), (1, 3)])
+def test_the_middle_is_repeated_and_the_ends_stay(depths):
+    source, target = depths
+    order = middle(source, target).indices
+    assert len(order) == target and order[0] == 0 and order[-1] == source - 1
+    twice = np.flatnonzero(np.bincount(order, minlength=source) > 1)
+    below, above = (twice[0], source - 1 - twice[-1]) if twice.size else (0, 0)
+    assert above - below in (0, 1)
+
+
+def test_an_explicit_list_of_layers():
+    source = tiny.config("gpt2", num_hidden_layers=3)
+    target = source.replace(num_hidden_layers=5)
+    plan = plan_growth(source, target, method="fpi", depth=(0, 2, 2, 1, 0))
+    assert plan.maps["layers"].indices.tolist() == [0, 2, 2, 1, 0]
+    assert GrowthPlan.from_json(plan.to_json()) == plan
+    assert "by explicit" in plan.why_inexact[0]
+    for wrong in ((0, 1, 2), (0, 1, 2, 3, 0)):
+        with pytest.raises(GrowthError, match=r"expected 5 of 0 to 2"):
+            plan_growth(source, target, method="fpi", depth=wrong)

@@ -1,0 +1,56 @@
+"""Command-line options that several commands share, and what their words mean."""
+
+import argparse
+
+
+def add_hf_options(parser: argparse.ArgumentParser) -> None:
+    """What the commands that read and write Hugging Face folders share."""
+    parser.add_argument(
+        "--heads",
+        metavar="NAMES",
+        help="output heads wanted of a Hugging Face folder, such as mlm or pooler,nsp "
+        "(default: those of its class)",
+    )
+    parser.add_argument(
+        "--init-missing",
+        choices=("nothing", "head"),
+        default="nothing",
+        help="make heads fresh that the folder lacks",
+    )
+    parser.add_argument(
+        "--shard-size", default="5GB", help="largest size of a weight file, such as 500MB or 5GB"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the target")
+
+
+def layer_order(text: str) -> str | tuple[int, ...]:
+    """The name of a layer order, or the order itself."""
+    if not all(word.strip().isdecimal() for word in text.split(",")):
+        return text  # whether there is such a name is said with everything else
+    return tuple(int(word) for word in text.split(","))
+
+
+def heads(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """The output heads asked for, or None for those of the class."""
+    if options.heads is None:
+        return None
+    return tuple(name.strip() for name in options.heads.split(",") if name.strip())
+
+
+def shard_bytes(text: str) -> int:
+    """Bytes of a size such as 500MB.
+
+    Raises:
+        ConfigError: if it is no such size.
+    """
+    from b2b_jax.models import ConfigError
+
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (KeyError, ValueError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"--shard-size: found {text!r}, expected something like 500MB or 5GB")
+    return size
