@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from b2b_jax.growth.fresh import fresh_piece
 from b2b_jax.growth.plan import GrowthPlan
-from b2b_jax.growth.width import expand, take_from_upper
+from b2b_jax.growth.width import expand, fill_from
 
 ReadPiece = Callable[[str, int | None], Any]
 
@@ -45,20 +45,22 @@ def grow_piece(
         return _partly_fresh(path, layer, read, plan=plan)
     if layer is None:
         source = np.asarray(read(path, None))
-        whole = expand(source.astype(np.float32), axes, plan.maps)
+        whole = expand(source.astype(np.float32, copy=False), axes, plan.maps)
         return np.asarray(whole, source.dtype)
     donor = int(plan.maps["layers"].indices[layer])
-    donated = plan.donated_axes(path)
-    last = plan.source_sizes["layers"] - 1
-    # The layer and the one above it, as a stack of two: all that Eq. 16 looks at.
-    wanted = [donor, min(donor + 1, last)] if donated else [donor]
-    stack = np.stack([np.asarray(read(path, i)) for i in wanted])
-    grown = expand(stack.astype(np.float32), axes, plan.maps)
-    if donated:
-        grown = take_from_upper(grown, axes, plan.maps, donated=donated)
-    silent = plan.is_silenced(path) and bool(plan.silent_layers[layer])
-    grown = np.zeros_like(grown[0]) if silent else grown[0]
-    return np.asarray(grown, stack.dtype)
+    if plan.is_silenced(path) and plan.silent_layers[layer]:
+        return np.zeros(plan.target_shapes[path][1:], np.asarray(read(path, donor)).dtype)
+
+    def widened(piece: np.ndarray) -> Float[np.ndarray, "1 ..."]:
+        single = piece.astype(np.float32, copy=False)[None]
+        return np.asarray(expand(single, axes, plan.maps))
+
+    own = np.asarray(read(path, donor))
+    grown, donated = widened(own), plan.donated_axes(path)
+    if donated and donor + 1 < plan.source_sizes["layers"]:
+        upper = widened(np.asarray(read(path, donor + 1)))
+        grown = np.asarray(fill_from(upper, grown, axes, plan.maps, donated=donated))
+    return grown[0].astype(own.dtype, copy=False)
 
 
 def _partly_fresh(

@@ -97,12 +97,24 @@ def take_from_upper(
     """
     layers = widened.shape[0]
     upper = gather(widened, np.minimum(np.arange(layers) + 1, layers - 1), axis=0)
-    is_new = np.zeros((1,) * widened.ndim, bool)
+    return fill_from(upper, widened, axes, maps, donated=donated)
+
+
+def fill_from(
+    upper: Float[AnyArray, "layers ..."],
+    own: Float[AnyArray, "layers ..."],
+    axes: Axes,
+    maps: Maps,
+    *,
+    donated: Sequence[str],
+) -> Float[AnyArray, "layers ..."]:
+    """The entries of ``own`` up to the source's size along the donated axes, else of ``upper``."""
+    is_new = np.zeros((1,) * own.ndim, bool)
     for dimension, name in enumerate(axes.names):
         if name in donated and name in maps:
             grown = maps[name]
-            shape = [1] * widened.ndim
+            shape = [1] * own.ndim
             shape[dimension] = grown.target_size
             beyond = np.arange(grown.target_size) >= grown.source_size
             is_new = is_new | beyond.reshape(shape)
-    return _namespace(widened).where(is_new, upper, widened)
+    return _namespace(own).where(is_new, upper, own)

@@ -43,7 +43,7 @@ def test_sums_add_so_that_the_mean_is_not_a_mean_of_means():
     assert float(whole.mean) == pytest.approx(11 / 6)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(family):
     """Some sequences have fewer maskable tokens, so parts weigh unequally."""
     ids = np.array(tokens())
@@ -173,7 +173,7 @@ def test_evaluation_of_prefixes_is_that_of_separate_sub_models():
         np.testing.assert_allclose(together.total[index], alone.total[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_compiled_flops_of_every_sub_model_match_the_count(family):
     from b2b_jax.report.flops import step_cost
 
