@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="number of layers (default: the preset's)")
     parser.add_argument("--layers-per-block", type=int, default=3, help="l_b")
     parser.add_argument("--embeddings", choices=("first", "never", "always"), default="first")
-    parser.add_argument("--tied-table", choices=("head", "embeddings"), default="embeddings")
+    parser.add_argument("--tied-table", choices=("head", "embeddings"), default="head")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--masked-positions", type=int, default=20)
