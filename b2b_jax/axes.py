@@ -111,3 +111,9 @@ def shapes(table: AxisTable, sizes: AxisSizes) -> dict[str, tuple[int, ...]]:
     if unknown:
         raise AxisError(f"no size given for the axes {sorted(unknown)}; known: {sorted(sizes)}")
     return {path: axes.shape(sizes) for path, axes in table.items()}
+
+
+def normed_axes(table: AxisTable) -> tuple[str, ...]:
+    """The axes that some norm takes the statistics of."""
+    norms = (axes for axes in table.values() if axes.role == "norm_scale")
+    return tuple(sorted({name for axes in norms for name in axes.produces}))

@@ -70,7 +70,7 @@ def _guarded(command: Callable[[], int]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from b2b_jax.growth.depth import NamedDepth
-    from b2b_jax.growth.maps import Mapping
+    from b2b_jax.growth.mappings import Mapping
     from b2b_jax.growth.plan import AkiScope, Method
 
     parser = argparse.ArgumentParser(

@@ -17,7 +17,7 @@ from b2b_jax.convert.writing import new_folder
 from b2b_jax.evaluate import verify
 from b2b_jax.growth import GrowthError, GrowthPlan, grow, plan_growth
 from b2b_jax.growth.depth import Depth
-from b2b_jax.growth.maps import Mapping as WidthMapping
+from b2b_jax.growth.mappings import Mapping as WidthMapping
 from b2b_jax.growth.plan import AkiScope, Method
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.checkpoint import CheckpointError

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from b2b_jax.growth.errors import GrowthError
-from b2b_jax.growth.maps import IndexMap, compose
+from b2b_jax.growth.maps import IndexMap
 
 NamedDepth = Literal["stack", "interpolate", "middle", "identity"]
 Depth = NamedDepth | Sequence[int]
@@ -45,7 +45,8 @@ def middle(source: int, target: int) -> IndexMap:
         [0, 1, 2, 3, 2, 3, 4, 5]
     """
     if target > 2 * source:  # doubled first, so that whole blocks follow each other
-        return compose(middle(source, 2 * source), middle(2 * source, target))
+        doubled = middle(source, 2 * source).indices
+        return IndexMap(doubled[middle(2 * source, target).indices], source)
     block = target - source
     start = (source - block) // 2
     return IndexMap(np.concatenate([np.arange(start + block), np.arange(start, source)]), source)

@@ -1,15 +1,15 @@
 """Index maps: which source entry every target entry of an axis copies (bert2BERT, Eq. 5 and 6)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from b2b_jax.growth.errors import GrowthError
 
-Mapping = Literal["cyclic", "balanced", "uniform"]
+MEAN = -1
+"""The index of an entry that copies no other: it is the mean of all source entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,17 +17,25 @@ class IndexMap:
     """The map g of one axis, from target index to source index.
 
     Attributes:
-        indices: int32 ``[target]``; entry ``i`` copies source entry ``indices[i]``.
+        indices: int32 ``[target]``; entry ``i`` copies source entry ``indices[i]``, or is the mean
+            of all of them where that is `MEAN`.
         source_size: size of the axis in the source.
+        shares: float32 ``[target]``; the part of a weight that a consumer of the axis gives to each
+            copy. They sum to one over the copies of an entry; None for equal parts, the 1/C of
+            Eq. 7.
+        fractions: float32 ``[target]``; how far an entry lies on the way from its source entry to
+            the next one, 0 <= f < 1; None for nowhere.
     """
 
     indices: np.ndarray
     source_size: int
+    shares: np.ndarray | None = None
+    fractions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         indices = np.array(self.indices, np.int32)  # a copy, for it is made read-only
         if indices.ndim != 1 or (
-            indices.size and not 0 <= indices.min() <= indices.max() < self.source_size
+            indices.size and not MEAN <= indices.min() <= indices.max() < self.source_size
         ):
             raise GrowthError(
                 f"an index map must be one list of indices in [0, {self.source_size}), "
@@ -36,16 +44,40 @@ class IndexMap:
             )
         indices.setflags(write=False)
         object.__setattr__(self, "indices", indices)
+        for name in ("shares", "fractions"):
+            self._set_numbers(name)
+        if self.shares is not None:
+            copied = indices != MEAN
+            sums = np.bincount(indices[copied], self.shares[copied], minlength=self.source_size)
+            wrong = np.flatnonzero((self.counts > 0) & (np.abs(sums - 1) > 1e-5))
+            if wrong.size or (self.shares == 0).any():
+                raise GrowthError(
+                    "shares must differ from 0 and sum to 1 over the copies of an entry; found "
+                    f"sums {sums[wrong[:4]].tolist()} for the entries {wrong[:4].tolist()}"
+                )
+
+    def _set_numbers(self, name: str) -> None:
+        if getattr(self, name) is None:
+            return
+        numbers = np.array(getattr(self, name), np.float32)
+        if numbers.shape != self.indices.shape:
+            raise GrowthError(
+                f"{name}: found shape {numbers.shape}, expected {self.indices.shape}, one number "
+                "for every target entry"
+            )
+        numbers.setflags(write=False)
+        object.__setattr__(self, name, numbers)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, IndexMap)
-            and self.source_size == other.source_size
-            and np.array_equal(self.indices, other.indices)
-        )
+        return isinstance(other, IndexMap) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash((self.source_size, self.indices.tobytes()))
+        return hash(self._identity)
+
+    @cached_property
+    def _identity(self) -> tuple[Any, ...]:
+        parts = (self.indices, self.shares, self.fractions)
+        return (self.source_size, *(part if part is None else part.tobytes() for part in parts))
 
     @property
     def target_size(self) -> int:
@@ -55,12 +87,29 @@ class IndexMap:
     @cached_property
     def counts(self) -> np.ndarray:
         """How often every source entry is copied: ``[source]``, the C of Eq. 7."""
-        return np.bincount(self.indices, minlength=self.source_size)
+        return np.bincount(self.indices[self.indices != MEAN], minlength=self.source_size)
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """The C of Eq. 7 as seen from the target: ``[target]``, ``counts[indices]``."""
-        return self.counts[self.indices]
+        """The C of Eq. 7 as seen from the target: ``[target]``, 1 for a mean."""
+        return np.where(self.is_mean, 1, self.counts[self.indices])
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """What a consumer of the axis multiplies each copy by: float32 ``[target]``."""
+        if self.shares is not None:
+            return self.shares
+        return 1 / self.copies.astype(np.float32)
+
+    @cached_property
+    def is_mean(self) -> np.ndarray:
+        """Which target entries are the mean of all source entries: bool ``[target]``."""
+        return self.indices == MEAN
+
+    @cached_property
+    def is_copy(self) -> np.ndarray:
+        """Which target entries are one source entry as it is: bool ``[target]``."""
+        return ~self.is_mean if self.fractions is None else ~self.is_mean & (self.fractions == 0)
 
     @property
     def is_identity(self) -> bool:
@@ -77,58 +126,62 @@ class IndexMap:
         """Whether every source entry is copied equally often, which LayerNorm cannot notice."""
         return bool((self.counts == self.counts[0]).all())
 
+    @property
+    def variance_ratio(self) -> float:
+        """Variance over the target's entries by that over the source's, for an even map.
+
+        Entries that are the mean add nothing to the sum of squares and count in its mean.
+        """
+        return 1 - float(self.is_mean.mean()) if self.target_size else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The map as JSON values."""
+        fields: dict[str, Any] = {
+            "source_size": self.source_size,
+            "indices": self.indices.tolist(),
+        }
+        for name in ("shares", "fractions"):
+            if getattr(self, name) is not None:
+                fields[name] = getattr(self, name).tolist()
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "IndexMap":
+        """Rebuild a map from `to_dict`'s value."""
+        numbers = {
+            name: np.asarray(value) for name, value in fields.items() if name != "source_size"
+        }
+        return cls(source_size=fields["source_size"], **numbers)
+
 
 def identity(size: int) -> IndexMap:
     """The map of an axis that does not grow."""
     return IndexMap(np.arange(size), size)
 
 
-def cyclic(source: int, target: int) -> IndexMap:
-    """Copy ``i mod source``: counts differ by at most one, and not at all at integer factors.
-
-    Example:
-        >>> cyclic(2, 5).indices.tolist()
-        [0, 1, 0, 1, 0]
-    """
-    return IndexMap(np.arange(target) % source, source)
-
-
-def balanced(source: int, target: int, rng: np.random.Generator) -> IndexMap:
-    """Identity, then whole random permutations: random, with counts that differ by at most one."""
-    rounds = -(-(target - source) // source)
-    new = np.concatenate([np.empty(0, int), *(rng.permutation(source) for _ in range(rounds))])
-    return IndexMap(np.concatenate([np.arange(source), new[: target - source]]), source)
-
-
-def uniform(source: int, target: int, rng: np.random.Generator) -> IndexMap:
-    """Identity, then uniform sampling with replacement: bert2BERT's Eq. 5 and 6 as written.
-
-    Copy counts differ even at integer factors, so that LayerNorm statistics shift.
-    """
-    return IndexMap(
-        np.concatenate([np.arange(source), rng.integers(source, size=target - source)]), source
-    )
-
-
-MAPPINGS: dict[Mapping, Callable[[int, int, np.random.Generator], IndexMap]] = {
-    "cyclic": lambda source, target, rng: cyclic(source, target),
-    "balanced": balanced,
-    "uniform": uniform,
-}
-
-
 def compose(first: IndexMap, second: IndexMap) -> IndexMap:
     """The map of growing by ``first`` and then by ``second``.
 
+    Copies of copies get the product of their shares, which differ where ``first`` is uneven.
+
     Raises:
-        GrowthError: if ``second`` does not start from the size at which ``first`` ends.
+        GrowthError: if ``second`` does not start from the size at which ``first`` ends, or one of
+            them makes entries that are no copies.
     """
     if second.source_size != first.target_size:
         raise GrowthError(
             f"maps do not compose: the first ends at {first.target_size}, "
             f"the second starts from {second.source_size}"
         )
-    return IndexMap(first.indices[second.indices], first.source_size)
+    if not (first.is_copy.all() and second.is_copy.all()):
+        raise GrowthError("maps do not compose: one makes means or interpolated entries")
+    composed = IndexMap(first.indices[second.indices], first.source_size)
+    if (second.counts == 0).any():  # takes entries away: what is left sums to nothing in particular
+        return composed
+    shares = first.weights[second.indices] * second.weights
+    if np.array_equal(shares, composed.weights):
+        return composed
+    return IndexMap(composed.indices, composed.source_size, shares)
 
 
 def invert(grown: IndexMap) -> IndexMap:
@@ -138,11 +191,12 @@ def invert(grown: IndexMap) -> IndexMap:
         GrowthError: if some source entry was not copied at all.
 
     Example:
-        >>> invert(cyclic(2, 5)).indices.tolist()
+        >>> invert(IndexMap(np.array([0, 1, 0, 1, 0]), 2)).indices.tolist()
         [0, 1]
     """
-    lost = np.flatnonzero(grown.counts == 0)
+    places = np.flatnonzero(grown.is_copy)
+    kept, first = np.unique(grown.indices[places], return_index=True)
+    lost = np.setdiff1d(np.arange(grown.source_size), kept)
     if lost.size:
         raise GrowthError(f"source entries {lost[:8].tolist()} have no copy; nothing to invert")
-    _, first = np.unique(grown.indices, return_index=True)
-    return IndexMap(first, grown.target_size)
+    return IndexMap(places[first], grown.target_size)

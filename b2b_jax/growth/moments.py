@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from b2b_jax.axes import Axes
 from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.plan import GrowthPlan
-from b2b_jax.growth.width import gather
+from b2b_jax.growth.width import along, gather
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
 
@@ -41,9 +41,10 @@ def grow_optimizer_state(opt_state: Any, plan: GrowthPlan) -> Any:
       \frac{\partial L}{\partial W}\Big[g_{in}\Big]\Big[:, g_{out}\Big]$$
 
     with the copy counts of the produced axes only: dual to the parameters, which divide along the
-    consumed ones. First moments follow the gradient, second moments its square. Entries that AKI
-    takes from the layer above, and fresh ones, start from zero. What holds no entry per parameter,
-    such as a step count, stays.
+    consumed ones. It holds for equal splits; with unequal shares of the residual stream only the
+    sum over copies does. First moments follow the gradient, second moments its square. Entries
+    that AKI takes from the layer above, and fresh ones, start from zero. What holds no entry per
+    parameter, such as a step count, stays.
 
     Args:
         opt_state: any nesting of optax states whose moments mirror the parameters: Adam(W), Lion,
@@ -133,12 +134,15 @@ def _grow_count(path: str, leaf: Any, plan: GrowthPlan) -> Any:
 
 
 def _share(axes: Axes, dimension: int, plan: GrowthPlan) -> np.ndarray | None:
-    """What part of the gradient every target entry along a dimension gets; None for all of it."""
+    """What part of the gradient every target entry along a dimension gets; None for all of it.
+
+    It is the part of the weights that consumers of the entry read it with.
+    """
     name = axes.names[dimension]
     first_produced = len(axes.indexed) + len(axes.consumes)
     if dimension < first_produced or axes.divided[dimension] or name not in plan.maps:
         return None
-    return (1 / plan.maps[name].copies).astype(np.float32)
+    return plan.maps[name].weights
 
 
 def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float[Array, "..."]:
@@ -151,34 +155,33 @@ def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float
         return fresh.at[tuple(slice(size) for size in leaf.shape)].set(leaf)
     grown = leaf.astype(jnp.float32)
     for dimension, name in enumerate(axes.names):
-        grown = gather(grown, plan.maps[name].indices, axis=dimension)
+        # Means have the index -1 and start afresh below, whatever is gathered for them.
+        grown = gather(grown, np.maximum(plan.maps[name].indices, 0), axis=dimension)
         share = _share(axes, dimension, plan)
         if share is not None:
-            shape = [1] * grown.ndim
-            shape[dimension] = len(share)
-            grown = grown * share.reshape(shape) ** power
+            grown = grown * along(share, dimension, grown.ndim) ** power
     return jnp.where(_starts_afresh(path, plan), 0.0, grown).astype(dtype)
 
 
 def _starts_afresh(path: str, plan: GrowthPlan) -> np.ndarray:
     """Entries with no gradient of their own in the source; bool, of a shape that broadcasts.
 
-    They come from the layer above, or they are in a silent layer.
+    They come from the layer above, or are in a silent layer, or are no copies.
     """
     axes = plan.axes[path]
+    ndim = len(axes.names)
+    afresh = np.zeros((1,) * ndim, bool)
+    for dimension, name in enumerate(axes.names):
+        afresh = afresh | along(~plan.maps[name].is_copy, dimension, ndim)
     if axes.indexed[:1] != ("layers",):
-        return np.zeros((1,) * len(axes.names), bool)
-
-    def along(dimension: int, flags: np.ndarray) -> np.ndarray:
-        return flags.reshape([-1 if d == dimension else 1 for d in range(len(axes.names))])
-
+        return afresh
     # The source's last layer has none above it to take from.
     has_upper = plan.maps["layers"].indices != plan.source_sizes["layers"] - 1
-    afresh = along(0, plan.silent_layers)
+    afresh = afresh | along(plan.silent_layers, 0, ndim)
     for dimension, name in enumerate(axes.names):
         if name in plan.donated_axes(path):
             beyond = np.arange(plan.maps[name].target_size) >= plan.maps[name].source_size
-            afresh = afresh | (along(0, has_upper) & along(dimension, beyond))
+            afresh = afresh | (along(has_upper, 0, ndim) & along(beyond, dimension, ndim))
     return afresh
 
 
@@ -208,10 +211,9 @@ def _grow_factored(
     if share is not None:
         grown = grown * float((share**2).mean())
     for position, dimension in enumerate(kept):
-        grown = gather(grown, plan.maps[axes.names[dimension]].indices, axis=position)
+        indices = np.maximum(plan.maps[axes.names[dimension]].indices, 0)
+        grown = gather(grown, indices, axis=position)
         share = _share(axes, dimension, plan)
         if share is not None:
-            shape = [1] * grown.ndim
-            shape[position] = len(share)
-            grown = grown * share.reshape(shape) ** 2
+            grown = grown * along(share, position, grown.ndim) ** 2
     return grown.astype(dtype)

@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from b2b_jax.axes import Axes, AxisTable, shapes
+from b2b_jax.axes import Axes, AxisTable, normed_axes, shapes
 from b2b_jax.growth import depth as depth_orders
-from b2b_jax.growth import maps as index_maps
 from b2b_jax.growth.depth import NamedDepth
 from b2b_jax.growth.errors import GrowthError
+from b2b_jax.growth.mappings import Mapping, Split
 from b2b_jax.growth.maps import IndexMap
+from b2b_jax.growth.width import along
 
 Method = Literal["fpi", "aki", "direct_copy", "random"]
 AkiScope = Literal["all", "hidden"]
 NormPosition = Literal["pre", "post"]
-FORMAT = 1
+NormRule = Literal["plain", "mean_pad", "calibrated"]
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 had plain norms, equal splits and no noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,13 @@ class GrowthPlan:
         seed: of random maps and of fresh parameters.
         norm_position: where the blocks normalise.
         library_version: the package that made the plan.
+        norm: how norms meet a width that is no multiple: "plain" leaves them, "mean_pad" fills up
+            with the mean (exact for pre-norm models), "calibrated" chose what to repeat.
+        split: how the weights of a copied entry are parted among its copies.
+        noise: standard deviation of what is added to one copy and taken from the other, in units of
+            the parameter's initialisation.
+        norm_scales: path of a norm's scale -> calibrated factor of every source layer, or of itself
+            if it is not stacked.
     """
 
     source: dict[str, Any]
@@ -50,12 +61,16 @@ class GrowthPlan:
     target_sizes: dict[str, int]
     maps: dict[str, IndexMap]
     method: Method
-    mapping: index_maps.Mapping
+    mapping: Mapping
     depth: NamedDepth | Literal["explicit"]
     aki_scope: AkiScope
     seed: int
     norm_position: NormPosition
     library_version: str
+    norm: NormRule = "plain"
+    split: Split = "equal"
+    noise: float = 0.0
+    norm_scales: dict[str, list[float]] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GrowthPlan) and self._identity == other._identity
@@ -119,6 +134,31 @@ class GrowthPlan:
             and bool(self.silent_layers.any())
         )
 
+    def unread_entries(self, path: str) -> np.ndarray:
+        """Entries of a kernel that read what is zero after growth, so that they may start fresh.
+
+        Returns:
+            bool, of a shape that broadcasts against the parameter in the target.
+        """
+        axes = self.axes[path]
+        unread = np.zeros((1,) * len(axes.names), bool)
+        if axes.role == "kernel":
+            for dimension, name in enumerate(axes.names):
+                if axes.divided[dimension] and name in self.maps:
+                    unread = unread | along(self.maps[name].is_mean, dimension, len(axes.names))
+        return unread
+
+    @cached_property
+    def normed_axes(self) -> tuple[str, ...]:
+        """Axes that some norm takes the statistics of."""
+        return normed_axes(self.axes)
+
+    @cached_property
+    def listed_axes(self) -> frozenset[str]:
+        """Axes whose entries have numbers that the input names: vocabulary, positions, types."""
+        indexed = {name for axes in self.axes.values() for name in axes.indexed}
+        return frozenset(indexed - {"layers"})
+
     @cached_property
     def why_inexact(self) -> tuple[str, ...]:
         """Reasons why the grown model will not compute the source's function; empty if it will."""
@@ -131,20 +171,20 @@ class GrowthPlan:
                 reasons.append(f"{self.method} does not preserve the function")
             if self.method != "aki":  # the others copy nothing twice
                 return tuple(reasons)
-        normed = {
-            name
-            for axes in self.axes.values()
-            if axes.role == "norm_scale"
-            for name in axes.produces
-        }
-        for name in sorted(normed):
+        for name in self.normed_axes:
             counts = self.maps[name].counts
             if not self.maps[name].is_even:
                 reasons.append(
                     f"{name} {self.source_sizes[name]} -> {self.target_sizes[name]} copies some "
                     f"entries {counts.min()} and some {counts.max()} times, which shifts the "
                     "statistics of every LayerNorm"
+                    + (", as little as calibration could" if self.norm == "calibrated" else "")
                 )
+        for name, grown in self.maps.items():
+            if (grown.counts == 0).any():
+                reasons.append(f"{name}: {int((grown.counts == 0).sum())} entries have no copy")
+            elif name in self.listed_axes and not grown.starts_with_identity:
+                reasons.append(f"{name} renumbers or mixes the entries that the source has")
         order = self.maps.get("layers")
         if order is not None and not order.is_identity and self.depth != "identity":
             reasons.append(
@@ -175,7 +215,15 @@ class GrowthPlan:
             if is_divided and name in grown
         ]
         if divided:
-            parts.append("divide by copies of " + ", ".join(divided))
+            share = "divide by copies of " if self.split == "equal" else "unequal shares of "
+            parts.append(share + ", ".join(divided))
+        means = [name for name in grown if self.maps[name].is_mean.any()]
+        read_by_it = self.unread_entries(path).any()
+        for name in means:
+            fill = "fresh" if read_by_it and name in divided else "mean"
+            parts.append(f"{'0' if axes.role == 'norm_bias' else fill} in new {name}")
+        if path in self.norm_scales:
+            parts.append("calibrated factor per layer")
         donated = self.donated_axes(path)
         if donated:
             parts.append(f"new {', '.join(donated)} from layer l+1")
@@ -210,10 +258,7 @@ class GrowthPlan:
         fields["axes"] = {
             path: {"axes": str(axes), "init_std": axes.init_std} for path, axes in self.axes.items()
         }
-        fields["maps"] = {
-            name: {"source_size": grown.source_size, "indices": grown.indices.tolist()}
-            for name, grown in self.maps.items()
-        }
+        fields["maps"] = {name: grown.to_dict() for name, grown in self.maps.items()}
         return json.dumps({"format": FORMAT, **fields})
 
     @classmethod
@@ -226,9 +271,9 @@ class GrowthPlan:
         try:
             fields = json.loads(text)
             found = fields.pop("format")
-            if found != FORMAT:
+            if found not in READABLE:
                 raise GrowthError(
-                    f"growth plan of format {found}; this version reads {FORMAT}. "
+                    f"growth plan of format {found}; this version reads {READABLE}. "
                     f"It was written by b2b_jax {fields.get('library_version', 'unknown')}"
                 )
             fields["axes"] = {
@@ -236,8 +281,7 @@ class GrowthPlan:
                 for path, entry in fields["axes"].items()
             }
             fields["maps"] = {
-                name: IndexMap(np.asarray(entry["indices"], np.int32), entry["source_size"])
-                for name, entry in fields["maps"].items()
+                name: IndexMap.from_dict(entry) for name, entry in fields["maps"].items()
             }
             return cls(**fields)
         except GrowthError:

@@ -1,58 +1,60 @@
 """Deciding on a growth: from two configs to a `GrowthPlan`, or to every reason why not."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Literal
 
 import numpy as np
 
-from b2b_jax.axes import AxisTable
-from b2b_jax.growth import depth as depth_orders
-from b2b_jax.growth import maps as index_maps
-from b2b_jax.growth.depth import Depth, NamedDepth
+from b2b_jax.axes import Axes, normed_axes
+from b2b_jax.growth.calibration import NormCalibration
+from b2b_jax.growth.depth import Depth, layer_order
 from b2b_jax.growth.errors import GrowthError
-from b2b_jax.growth.maps import IndexMap
+from b2b_jax.growth.growable import GrowableConfig, GrownSizes, table_models
+from b2b_jax.growth.mappings import (
+    AXIS_MAPPINGS,
+    AxisMapping,
+    Split,
+    after_fixed,
+    mean_padded,
+    split_unequally,
+    with_donors,
+)
+from b2b_jax.growth.mappings import Mapping as WidthMapping
+from b2b_jax.growth.maps import IndexMap, identity
+from b2b_jax.growth.noise import noisy_axis
 from b2b_jax.growth.plan import AkiScope, GrowthPlan, Method, NormPosition
+from b2b_jax.growth.requirements import (
+    depth_problems,
+    fresh_problems,
+    norm_problems,
+    option_problems,
+    size_problems,
+)
 
-GROWN_AXES = ("layers", "embed", "heads", "mlp")
-
-
-@runtime_checkable
-class GrowableConfig(Protocol):
-    """What growth asks of a model config; any model with an axis table can offer it."""
-
-    @property
-    def norm_position(self) -> NormPosition:
-        """Whether blocks normalise their input or the sum of input and output."""
-        ...
-
-    def axis_sizes(self) -> dict[str, int]:
-        """Size of every axis that the parameters name."""
-        ...
-
-    def axis_table(self) -> AxisTable:
-        """Parameter path -> named axes."""
-        ...
-
-    def invariants(self) -> dict[str, Any]:
-        """Fields that growth cannot change, because the function would change with them."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        ...
+AxisRule = AxisMapping | Sequence[int] | IndexMap
+"""How one axis is mapped: by name, by the donor of every new entry, or by a whole map."""
+DEFAULT_RULES: dict[str, AxisMapping] = {"vocab": "mean", "positions": "cyclic", "types": "cyclic"}
+"""Of axes that are lists of entries; all others take the mapping of width."""
 
 
 def plan_growth(
-    source: GrowableConfig,
-    target: GrowableConfig,
+    source: GrowableConfig | None = None,
+    target: GrowableConfig | None = None,
     *,
     method: Method = "aki",
-    mapping: index_maps.Mapping = "cyclic",
+    mapping: WidthMapping = "cyclic",
     depth: Depth = "stack",
     aki_scope: AkiScope = "all",
+    norm: NormCalibration | Literal["plain", "mean_pad"] = "plain",
+    split: Split = "equal",
+    noise: float = 0.0,
+    maps: Mapping[str, AxisRule] | None = None,
     seed: int = 0,
+    axes: Mapping[str, Axes | str] | None = None,
+    sizes: GrownSizes | None = None,
+    norm_position: NormPosition = "post",
 ) -> GrowthPlan:
     """Plan the growth of every parameter of ``source`` into ``target`` (bert2BERT, section 3).
 
@@ -65,7 +67,20 @@ def plan_growth(
         depth: "stack" (Algorithm 1), "interpolate", "middle", "identity" (pre-norm models only), or
             for every target layer the source layer that it copies.
         aki_scope: "all" or "hidden"; see `GrowthPlan`.
-        seed: of random maps and fresh parameters.
+        norm: "plain"; "mean_pad" (pre-norm models: exact at any width, with a smaller epsilon, see
+            `mean_pad_epsilon`); or what `calibrate` found for a post-norm model.
+        split: "equal" parts for all copies, or "unequal" ones, which part under training.
+        noise: standard deviation of noise that is added to one copy and taken from the other, in
+            units of the parameter's initialisation; 0 for none.
+        maps: axis name -> how it is mapped, where it should differ: a name ("cyclic", "balanced",
+            "uniform", "mean", "interpolate"), the donor of every new entry, or an `IndexMap`. New
+            tokens are the mean of all by default, new positions and types start over from the
+            first.
+        seed: of random maps, shares, noise and fresh parameters.
+        axes: instead of two configs, the table of any model: parameter path -> `Axes`, or the text
+            that `Axes.parse` reads.
+        sizes: with ``axes``: axis name -> size, or (source size, target size).
+        norm_position: with ``axes``: "pre" if every block normalises its input only.
 
     Raises:
         GrowthError: lists every reason why the target cannot be reached.
@@ -75,33 +90,67 @@ def plan_growth(
         >>> plan = plan_growth(preset("bert-12x384"), preset("bert-base"), method="fpi")
         >>> plan.is_exact, plan.maps["heads"].counts.tolist()
         (True, [2, 2, 2, 2, 2, 2])
+        >>> table = {"up/kernel": "kernel: | width -> mlp", "down/kernel": "kernel: | mlp -> width"}
+        >>> plan = plan_growth(axes=table, sizes={"width": 4, "mlp": (8, 13)}, method="fpi")
+        >>> plan.target_shapes["down/kernel"]
+        (13, 4)
     """
-    found = _option_problems(method, mapping, depth, aki_scope)
-    if seed < 0:
-        found.append(f"seed: found {seed}, expected at least 0")
-    found += _size_problems(source, target)
-    sizes = source.axis_sizes(), target.axis_sizes()
-    deeper = sizes[0].get("layers") != sizes[1].get("layers")
-    if depth == "identity" and source.norm_position == "post" and deeper:
-        found.append(
-            "depth 'identity' is for pre-norm models: a post-norm block whose projections are "
-            "zero still normalises its input twice; use 'stack' or 'interpolate'"
-        )
-    if found:
-        raise GrowthError("This growth cannot be done:\n  " + "\n  ".join(found))
+    if source is None or target is None:
+        if axes is None or sizes is None or source is not None or target is not None:
+            raise GrowthError("expected a source and a target config, or axes= and sizes=")
+        source, target = table_models(axes, sizes, norm_position)
+    rule = "calibrated" if isinstance(norm, NormCalibration) else norm
+    found = option_problems(
+        method=method,
+        mapping=mapping,
+        depth=depth if isinstance(depth, str) else "stack",
+        aki_scope=aki_scope,
+        norm=rule,
+        split=split,
+    )
+    found += [
+        f"{name}: found {value}, expected at least 0"
+        for name, value in (("seed", seed), ("noise", noise))
+        if value < 0
+    ]
+    found += size_problems(source, target, norm=rule)
+    found += depth_problems(source, target, depth=depth)
+    before, after = source.axis_sizes(), target.axis_sizes()
+    both = {name: (before[name], after.get(name, before[name])) for name in before}
+    table = dict(target.axis_table())
+    found += norm_problems(source, both, normed_axes(table), norm=norm, method=method)
+    width_axes = sorted(both.keys() - {"layers"})
+    found += [
+        f"maps: there is no axis {name!r}; there are {', '.join(width_axes)}"
+        for name in sorted((maps or {}).keys() - set(width_axes))
+    ]
+    _refuse(found)
+    rules: dict[str, AxisRule | str] = {**dict.fromkeys(width_axes, mapping), **DEFAULT_RULES}
+    if norm != "plain":
+        normed_rule = norm.grown if isinstance(norm, NormCalibration) else norm
+        rules |= dict.fromkeys(normed_axes(table), normed_rule)
+    rules |= maps or {}
+    offset = source.invariants().get("position_offset", 0)
     grown: dict[str, IndexMap] = {}
-    for name, size in sizes[0].items():
-        if name == "layers":
-            grown[name] = depth_orders.layer_order(depth, size, sizes[1][name])
-        else:
-            rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-            grown[name] = index_maps.MAPPINGS[mapping](size, sizes[1][name], rng)
-    return GrowthPlan(
+    for name, ends in both.items():
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+        try:
+            if name == "layers":
+                grown[name] = layer_order(depth, *ends)
+                continue
+            fixed = offset if name == "positions" else 0
+            grown[name] = _axis_map(name, ends, rules[name], rng, fixed=fixed)
+            if split == "unequal" and grown[name].shares is None:
+                grown[name] = split_unequally(grown[name], rng)
+        except GrowthError as error:
+            found.append(str(error))
+    _refuse(found)
+    plan = GrowthPlan(
         source=source.to_dict(),
         target=target.to_dict(),
-        axes=dict(target.axis_table()),
-        source_sizes=sizes[0],
-        target_sizes=sizes[1],
+        axes=table,
+        source_sizes=before,
+        target_sizes={name: ends[1] for name, ends in both.items()},
         maps=grown,
         method=method,
         mapping=mapping,
@@ -110,7 +159,77 @@ def plan_growth(
         seed=seed,
         norm_position=source.norm_position,
         library_version=_library_version(),
+        norm=rule,  # pyright: ignore[reportArgumentType]
+        split=split,
+        noise=noise,
+        norm_scales=dict(norm.scales) if isinstance(norm, NormCalibration) else {},
     )
+    _refuse(_plan_problems(plan))
+    return plan
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise GrowthError("This growth cannot be done:\n  " + "\n  ".join(problems))
+
+
+def _axis_map(
+    name: str,
+    ends: tuple[int, int],
+    rule: AxisRule | str,
+    rng: np.random.Generator,
+    *,
+    fixed: int,
+) -> IndexMap:
+    """The map of one axis; ``fixed`` entries at its start are no part of what is mapped."""
+    source, target = ends
+    if isinstance(rule, str):
+        if rule == "mean_pad":
+            return mean_padded(source, target)
+        if rule not in AXIS_MAPPINGS:
+            raise GrowthError(
+                f"maps: {name}: found {rule!r}, expected one of {tuple(AXIS_MAPPINGS)}, the donors "
+                "of the new entries, or an IndexMap"
+            )
+        if source == target:
+            return identity(source)
+        made = AXIS_MAPPINGS[rule](source - fixed, target - fixed, rng)
+        return after_fixed(made, fixed) if fixed else made
+    made = rule if isinstance(rule, IndexMap) else with_donors(source, rule)
+    if (made.source_size, made.target_size) != ends:
+        raise GrowthError(
+            f"maps: {name}: the map goes {made.source_size} -> {made.target_size}, expected "
+            f"{source} -> {target}"
+        )
+    return made
+
+
+def _plan_problems(plan: GrowthPlan) -> list[str]:
+    """What only the finished plan can tell."""
+    found = []
+    donated = {name for path in plan.axes for name in plan.donated_axes(path)}
+    found += [
+        f"maps: {name} must begin with the source's own entries for aki, which takes the others "
+        "from the layer above"
+        for name in sorted(donated)
+        if not plan.maps[name].starts_with_identity
+    ]
+    consumed = {name for axes in plan.axes.values() for name in axes.consumes}
+    found += [
+        f"maps: {name} is summed over by kernels and can hold copies only"
+        + (", or means with norm='mean_pad'" if plan.maps[name].fractions is None else "")
+        for name in sorted(consumed - {"layers"})
+        if not plan.maps[name].is_copy.all()
+        and not (plan.norm == "mean_pad" and name in plan.normed_axes)
+    ]
+    unread = [path for path in plan.axes if plan.unread_entries(path).any()]
+    found += fresh_problems(plan.axes, unread, why="norm 'mean_pad'")
+    if plan.noise:
+        noisy = [
+            path for path, axes in plan.axes.items() if noisy_axis(axes, plan.maps) is not None
+        ]
+        found += fresh_problems(plan.axes, noisy, why="noise")
+    return found
 
 
 def _library_version() -> str:
@@ -118,47 +237,3 @@ def _library_version() -> str:
         return version("b2b_jax")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _option_problems(method: str, mapping: str, depth: Depth, aki_scope: str) -> list[str]:
-    options = {
-        "method": (method, get_args(Method)),
-        "mapping": (mapping, get_args(index_maps.Mapping)),
-        "depth": (depth if isinstance(depth, str) else "stack", get_args(NamedDepth)),
-        "aki_scope": (aki_scope, get_args(AkiScope)),
-    }
-    return [
-        f"{name}: found {value!r}, expected one of {valid}"
-        for name, (value, valid) in options.items()
-        if value not in valid
-    ]
-
-
-def _size_problems(source: GrowableConfig, target: GrowableConfig) -> list[str]:
-    found = []
-    before, after = source.invariants(), target.invariants()
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            found.append(
-                f"{name}: the source has {before.get(name)!r}, the target {after.get(name)!r}; "
-                "growth keeps it, set them equal"
-            )
-    sizes: tuple[Mapping[str, int], Mapping[str, int]] = (
-        source.axis_sizes(),
-        target.axis_sizes(),
-    )
-    for name in sorted(sizes[0].keys() & sizes[1].keys()):
-        small, large = sizes[0][name], sizes[1][name]
-        if name == "head_dim" and small != large:
-            embed = sizes[1]["embed"]
-            heads = f"{embed // small}" if embed % small == 0 else f"hidden_size / {small}"
-            found.append(
-                f"head_dim: {small} -> {large}; heads are copied whole, so it stays. "
-                f"Set the target's num_attention_heads to {heads}"
-                + ("" if embed % small == 0 else f" (hidden_size {embed} is no multiple)")
-            )
-        elif small > large:
-            found.append(f"{name} shrinks: {small} -> {large}; set at least {small}")
-        elif small != large and name != "head_dim" and name not in GROWN_AXES:
-            found.append(f"{name}: {small} -> {large}; only {', '.join(GROWN_AXES)} can grow")
-    return found

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from b2b_jax.growth.fresh import fresh_piece
+from b2b_jax.growth.grow import rescale_norm
+from b2b_jax.growth.noise import noise_piece
 from b2b_jax.growth.plan import GrowthPlan
 from b2b_jax.growth.width import expand, fill_from
 
@@ -46,21 +48,38 @@ def grow_piece(
     if layer is None:
         source = np.asarray(read(path, None))
         whole = expand(source.astype(np.float32, copy=False), axes, plan.maps)
-        return np.asarray(whole, source.dtype)
+        whole = np.asarray(rescale_norm(whole, path, plan))
+        return _perturbed(path, whole, plan=plan).astype(source.dtype, copy=False)
     donor = int(plan.maps["layers"].indices[layer])
     if plan.is_silenced(path) and plan.silent_layers[layer]:
         return np.zeros(plan.target_shapes[path][1:], np.asarray(read(path, donor)).dtype)
 
-    def widened(piece: np.ndarray) -> Float[np.ndarray, "1 ..."]:
-        single = piece.astype(np.float32, copy=False)[None]
-        return np.asarray(expand(single, axes, plan.maps))
+    def widened(piece: np.ndarray, number: int) -> Float[np.ndarray, "1 ..."]:
+        single = expand(piece.astype(np.float32, copy=False)[None], axes, plan.maps)
+        return np.asarray(rescale_norm(single, path, plan, layer=number))
 
     own = np.asarray(read(path, donor))
-    grown, donated = widened(own), plan.donated_axes(path)
+    grown, donated = widened(own, donor), plan.donated_axes(path)
     if donated and donor + 1 < plan.source_sizes["layers"]:
-        upper = widened(np.asarray(read(path, donor + 1)))
+        upper = widened(np.asarray(read(path, donor + 1)), donor + 1)
         grown = np.asarray(fill_from(upper, grown, axes, plan.maps, donated=donated))
-    return grown[0].astype(own.dtype, copy=False)
+    return _perturbed(path, grown[0], plan=plan, layer=layer).astype(own.dtype, copy=False)
+
+
+def _perturbed(
+    path: str, grown: np.ndarray, *, plan: GrowthPlan, layer: int | None = None
+) -> Float[np.ndarray, "..."]:
+    """Fresh where a kernel reads nothing yet, and with the noise of the plan."""
+    axes, shape = plan.axes[path], grown.shape
+    unread = plan.unread_entries(path)
+    if unread.any():
+        key = jax.random.key(plan.seed)
+        fresh = fresh_piece(path, axes, shape, key=key, layer=layer)
+        grown = np.where(unread if layer is None else unread[0], fresh, grown)
+    noise = noise_piece(
+        path, axes, shape, maps=plan.maps, scale=plan.noise, seed=plan.seed, layer=layer
+    )
+    return grown if noise is None else grown + np.asarray(noise)
 
 
 def _partly_fresh(

@@ -16,9 +16,14 @@ AnyArray = Array | np.ndarray
 """Of JAX, traced or not, or of numpy: the functions below compute with the one they are given."""
 
 
-def _namespace(leaf: Any) -> Any:
+def namespace(leaf: Any) -> Any:
     """`numpy` or `jax.numpy`, as the array standard names it."""
     return leaf.__array_namespace__()
+
+
+def along(numbers: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """One number per entry of an axis, shaped to broadcast over the others."""
+    return numbers.reshape([-1 if dimension == axis else 1 for dimension in range(ndim)])
 
 
 def gather(
@@ -31,29 +36,63 @@ def gather(
     """
     starts = np.flatnonzero(np.diff(indices, prepend=indices[:1] - 2) != 1)
     if len(starts) > MAX_SLICES:
-        return _namespace(leaf).take(leaf, indices, axis=axis)
+        return namespace(leaf).take(leaf, indices, axis=axis)
     bounds = [*starts, len(indices)]
     runs = [(indices[a], b - a) for a, b in itertools.pairwise(bounds)]
     if runs == [(0, leaf.shape[axis])]:
         return leaf
     before = (slice(None),) * axis
-    return _namespace(leaf).concatenate(
+    return namespace(leaf).concatenate(
         [leaf[*before, start : start + length] for start, length in runs], axis=axis
     )
 
 
-def rescale(
-    leaf: Float[AnyArray, "..."], copies: np.ndarray, *, axis: int
-) -> Float[AnyArray, "..."]:
-    """Divide every entry along one axis by its copy count (the 1/C of Eq. 7)."""
-    if (copies == 1).all():
+def mean(leaf: Float[AnyArray, "..."], *, axis: int) -> Float[AnyArray, "..."]:
+    """The mean along one axis, which is kept with size one.
+
+    Halves are added until one entry is left: an order that no compiler changes, so that jitted,
+    eager and numpy growth agree to the last bit.
+    """
+    size, before = leaf.shape[axis], (slice(None),) * axis
+    total = leaf
+    while (length := total.shape[axis]) > 1:
+        half = length // 2
+        added = total[*before, :half] + total[*before, half : 2 * half]
+        rest = total[*before, 2 * half :]
+        total = namespace(leaf).concatenate([added, rest], axis=axis) if length % 2 else added
+    return total * np.float32(1 / size)
+
+
+def reindex(leaf: Float[AnyArray, "..."], grown: IndexMap, *, axis: int) -> Float[AnyArray, "..."]:
+    """Apply a map along one axis: copies, entries between two neighbours, and means of all."""
+    if grown.is_identity:
         return leaf
-    shape = [1] * leaf.ndim
-    shape[axis] = len(copies)
-    # Compilers differ in how they divide by a constant, but not in how they multiply: with the
-    # reciprocal, jitted, eager and numpy growth agree to the last bit.
-    reciprocals = (1 / copies.astype(leaf.dtype)).reshape(shape)
-    return leaf * _namespace(leaf).asarray(reciprocals)
+    copied = ~grown.is_mean
+    if not copied.any():
+        raise ValueError("a map without any copy")
+    parts = namespace(leaf)
+    lower = gather(leaf, np.where(copied, grown.indices, 0), axis=axis)
+    if grown.fractions is not None:
+        next_ones = np.minimum(np.where(copied, grown.indices, 0) + 1, grown.source_size - 1)
+        upper = gather(leaf, next_ones, axis=axis)
+        fractions = along(grown.fractions, axis, leaf.ndim)
+        lower = parts.where(fractions > 0, lower * (1 - fractions) + upper * fractions, lower)
+    if copied.all():
+        return lower
+    return parts.where(along(copied, axis, leaf.ndim), lower, mean(leaf, axis=axis))
+
+
+def rescale(
+    leaf: Float[AnyArray, "..."], weights: np.ndarray, *, axis: int
+) -> Float[AnyArray, "..."]:
+    """Multiply every entry along one axis by its part of the source's weight (the 1/C of Eq. 7).
+
+    Compilers differ in how they divide by a constant, but not in how they multiply: with the
+    reciprocal, jitted, eager and numpy growth agree to the last bit.
+    """
+    if (weights == 1).all():
+        return leaf
+    return leaf * namespace(leaf).asarray(along(weights.astype(leaf.dtype), axis, leaf.ndim))
 
 
 def expand(leaf: Float[AnyArray, "..."], axes: Axes, maps: Maps) -> Float[AnyArray, "..."]:
@@ -62,7 +101,9 @@ def expand(leaf: Float[AnyArray, "..."], axes: Axes, maps: Maps) -> Float[AnyArr
     $$U_{(i,j)} = \frac{1}{C_{g_{in}(i)}} W_{(g_{in}(i),\, g_{out}(j))}$$
 
     Nothing is divided along produced axes, so biases, norms and embeddings are copied; the norm in
-    front of a tied decoder is divided along the axis that it absorbs.
+    front of a tied decoder is divided along the axis that it absorbs. Entries of the residual
+    stream that are the mean of all others are zero behind a norm: its bias is zero there, and its
+    scale makes up for the variance that they take away (LEMON, Wang et al., 2024).
 
     Args:
         leaf: the source parameter, one dimension per name in ``axes``.
@@ -71,10 +112,18 @@ def expand(leaf: Float[AnyArray, "..."], axes: Axes, maps: Maps) -> Float[AnyArr
             grown by `grow`, after the width.
     """
     for dimension, (name, divided) in enumerate(zip(axes.names, axes.divided, strict=True)):
-        if name in maps and name != "layers":
-            leaf = gather(leaf, maps[name].indices, axis=dimension)
-            if divided:
-                leaf = rescale(leaf, maps[name].copies, axis=dimension)
+        if name not in maps or name == "layers":
+            continue
+        grown = maps[name]
+        leaf = reindex(leaf, grown, axis=dimension)
+        if divided:
+            leaf = rescale(leaf, grown.weights, axis=dimension)
+        if grown.is_mean.any() and axes.role in ("norm_scale", "norm_bias"):
+            if axes.role == "norm_bias":
+                factors = np.where(grown.is_mean, 0, 1)
+            else:
+                factors = np.full(grown.target_size, grown.variance_ratio**0.5)
+            leaf = rescale(leaf, factors, axis=dimension)
     return leaf
 
 
@@ -113,8 +162,6 @@ def fill_from(
     for dimension, name in enumerate(axes.names):
         if name in donated and name in maps:
             grown = maps[name]
-            shape = [1] * own.ndim
-            shape[dimension] = grown.target_size
             beyond = np.arange(grown.target_size) >= grown.source_size
-            is_new = is_new | beyond.reshape(shape)
-    return _namespace(own).where(is_new, upper, own)
+            is_new = is_new | along(beyond, dimension, own.ndim)
+    return namespace(own).where(is_new, upper, own)

@@ -101,6 +101,8 @@ class ModelConfig:
     def invariants(self) -> dict[str, Any]:
         """Fields that growth cannot change, because the function would change with them."""
         names = ("family", "hidden_act", "layer_norm_eps", "heads", "position_offset")
+        if "classifier" in self.heads:
+            names += ("num_labels",)
         return {name: getattr(self, name) for name in names}
 
     def axis_sizes(self) -> dict[str, int]:

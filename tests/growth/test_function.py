@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b2b_jax.growth import grow, plan_growth
-from b2b_jax.growth.maps import MAPPINGS
+from b2b_jax.growth.mappings import MAPPINGS
 
 EXACT = 1e-5
 

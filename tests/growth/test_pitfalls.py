@@ -19,11 +19,11 @@ import pytest
 import tiny
 
 import b2b_jax.growth.depth as depth_module
-import b2b_jax.growth.maps as maps_module
+import b2b_jax.growth.mappings as maps_module
 import b2b_jax.growth.width as width_module
 from b2b_jax.axes import Axes
 from b2b_jax.growth import GrowthError, GrowthPlan, IndexMap, grow, plan_growth
-from b2b_jax.growth.maps import MAPPINGS
+from b2b_jax.growth.mappings import AXIS_MAPPINGS
 from b2b_jax.tree import flatten, unflatten
 
 grow_module = sys.modules["b2b_jax.growth.grow"]  # the package's `grow` is the function
@@ -507,7 +507,7 @@ def rounding_often(real, leaf, axes, maps):
 
 @contextlib.contextmanager
 def uniform_by_default():
-    with mock.patch.dict(MAPPINGS, cyclic=maps_module.uniform):
+    with mock.patch.dict(AXIS_MAPPINGS, cyclic=maps_module.uniform):
         yield World()
 
 
