@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from b2b_jax.convert import ConvertError
-from b2b_jax.evaluate import VerifyReport, verify
+from b2b_jax.evaluate import VerifyReport, calibrate, verify
 from b2b_jax.growth import (
     GrowthError,
     GrowthPlan,
     IndexMap,
+    compose_plans,
+    copy_distances,
     grow,
     grow_optimizer_state,
+    learning_rate_scale,
     plan_growth,
     shrink,
 )
@@ -42,8 +45,12 @@ __all__ = [
     "Params",
     "VerifyReport",
     "build_model",
+    "calibrate",
+    "compose_plans",
+    "copy_distances",
     "grow",
     "grow_optimizer_state",
+    "learning_rate_scale",
     "load",
     "plan_growth",
     "preset",

@@ -72,7 +72,10 @@ def text_sample(file: str, folder: str, cfg: ModelConfig, *, tokens: int = 128) 
     Raises:
         DataError: if there is no tokenizer, or it does not suit the model, or no text.
     """
-    text = Path(file).read_text(encoding="utf-8")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: expected plain text in UTF-8: {error}") from error
     tokenizer = load_tokenizer(folder)
     info = tokenizer_info(tokenizer)
     if info.vocab_size > cfg.vocab_size:

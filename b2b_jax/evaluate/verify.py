@@ -1,7 +1,7 @@
 """How far a grown model is from its source, on the user's own tokens."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from b2b_jax.evaluate.layers import LayerError, hidden_states, layer_errors
+from b2b_jax.evaluate.layers import (
+    LayerError,
+    Stage,
+    compared_entries,
+    layer_errors,
+    model_inputs,
+    stages,
+)
+from b2b_jax.evaluate.norms import NormError, norm_errors, norm_parameters
 from b2b_jax.growth import GrowthPlan
-from b2b_jax.models import Model, ModelConfig, build_model
+from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.train.losses import cross_entropy
 
 IGNORED_LABEL = -100
+NAMES = {
+    "logits": "logits",
+    "nsp": "next-sentence logits",
+    "classes": "class logits",
+    "spans": "span logits",
+    "pooled": "pooled output",
+    "hidden": "hidden states",
+}
+AS_WIDE_AS_THE_MODEL = ("pooled", "hidden")
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class VerifyReport:
     Attributes:
         outputs: every output that both models have.
         layers: hidden states, embeddings first.
+        norms: what every norm of the grown model adds by itself; empty without a plan by which it
+            copies the source.
         agreement: share of predictions with the same most likely token; None without a
             language-model head.
         source_loss: nats per predicted token, of the source; None without such a head.
@@ -48,6 +67,7 @@ class VerifyReport:
 
     outputs: tuple[OutputError, ...]
     layers: tuple[LayerError, ...]
+    norms: tuple[NormError, ...]
     agreement: float | None
     source_loss: float | None
     grown_loss: float | None
@@ -92,6 +112,13 @@ class VerifyReport:
             for layer in self.layers
         )
 
+    def describe_norms(self, *, most: int = 5, above: float = 1e-5) -> str:
+        """A text table: the norms that add most to the error, if any adds more than rounding."""
+        worst = sorted(self.norms, key=lambda norm: -norm.relative_error)[:most]
+        worst = [norm for norm in worst if norm.relative_error > above]
+        width = max((len(norm.name) for norm in worst), default=0)
+        return "\n".join(f"{norm.name:<{width}}  {norm.relative_error:9.2e}" for norm in worst)
+
 
 def verify(
     source_config: ModelConfig,
@@ -130,64 +157,52 @@ def verify(
         >>> report.max_error < 1e-4
         True
     """
-    fields = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
-    inputs = {
-        name: jnp.asarray(fields[name])
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-        if fields.get(name) is not None
-    }
-    seen = np.ones(inputs["input_ids"].shape, bool)
-    if "attention_mask" in inputs:
-        seen = np.asarray(inputs["attention_mask"]) > 0
+    inputs, seen = model_inputs(batch)
+    given = batch.get("labels") if isinstance(batch, Mapping) else None
+    norms: list[NormError] = []
+    add_norms: Callable[[Stage, np.ndarray], list[NormError]] | None = None
+    if plan is not None and plan.method in ("fpi", "aki"):
+        add_norms = functools.partial(
+            norm_errors,
+            params=norm_parameters(source_params, plan),
+            grown=norm_parameters(grown_params, plan),
+            epsilons=(source_config.layer_norm_eps, grown_config.layer_norm_eps),
+            plan=plan,
+        )
+    states: list[list[np.ndarray]] = [[], []]
+    outputs: list[dict[str, np.ndarray]] = []
     with jax.default_matmul_precision("highest"):
-        before, states = _run(build_model(source_config), source_params, inputs)
-        after, grown_states = _run(build_model(grown_config), grown_params, inputs)
+        for end, (cfg, params) in enumerate(
+            ((source_config, source_params), (grown_config, grown_params))
+        ):
+            for stage in stages(build_model(cfg), params, inputs):
+                if stage.prefix:
+                    states[end].append(stage.output)
+                else:
+                    outputs.append(stage.output)
+                if end == 0 and add_norms is not None:
+                    norms += add_norms(stage, seen)
+    before, after = outputs
     source_loss = grown_loss = agreement = None
     if "logits" in before and "logits" in after:
-        labels = _labels(fields.get("labels"), inputs, seen)
+        labels = _labels(given, inputs, seen)
         causal = source_config.is_causal
         source_loss = _loss(before["logits"], labels, causal=causal)
         grown_loss = _loss(after["logits"], labels, causal=causal)
-        top = [outputs["logits"][seen].argmax(-1) for outputs in (before, after)]
+        top = [found["logits"][seen].argmax(-1) for found in (before, after)]
         agreement = float((top[0] == top[1]).mean())
     return VerifyReport(
         outputs=tuple(
             _output_error(name, before[name], after[name], seen=seen, plan=plan)
-            for name in before
-            if name in after
+            for name in NAMES
+            if name in before and name in after
         ),
-        layers=layer_errors(states, grown_states, seen, plan=plan),
+        layers=layer_errors(states[0], states[1], seen, plan=plan),
+        norms=tuple(norms),
         agreement=agreement,
         source_loss=source_loss,
         grown_loss=grown_loss,
     )
-
-
-def _run(
-    model: Model, params: Mapping[str, Any], inputs: Mapping[str, Array]
-) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Every output of a model by name, and its hidden states."""
-    states = [np.asarray(state) for state in hidden_states(model, params, inputs)]
-    outputs = _outputs(model, params, jnp.asarray(states[-1]))
-    return {name: np.asarray(output) for name, output in outputs.items()}, states
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _outputs(model: Model, params: Any, last: Array) -> dict[str, Array]:
-    heads, outputs = model.cfg.heads, {}
-    if {"mlm", "lm"} & set(heads):
-        outputs["logits"] = model.logits(params, last)
-    if "nsp" in heads:
-        outputs["next-sentence logits"] = model.next_sentence_logits(params, last)
-    if "classifier" in heads:
-        outputs["class logits"] = model.class_logits(params, last)
-    if "qa" in heads:
-        outputs["span logits"] = model.span_logits(params, last)
-    if "pooler" in heads and not outputs:
-        outputs["pooled output"] = model.pooled(params, last)
-    if not {"mlm", "lm", "nsp", "classifier", "qa"} & set(heads):
-        outputs["hidden states"] = model.final_norm(params, last)
-    return outputs
 
 
 def _labels(given: Any, inputs: Mapping[str, Array], seen: np.ndarray) -> np.ndarray:
@@ -218,10 +233,10 @@ def _output_error(
 ) -> OutputError:
     if before.shape[:2] == seen.shape and before.ndim == 3:
         before, after = before[seen], after[seen]
-    if name in ("hidden states", "pooled output"):  # as wide as the model
-        if plan is not None:
-            before = before[..., plan.maps["embed"].indices]
-        after = after[..., : before.shape[-1]]
+    if name in AS_WIDE_AS_THE_MODEL:
+        places, indices = compared_entries(before.shape[-1], plan)
+        before, after = before[..., indices], after[..., places]
+    after = after[..., : before.shape[-1]]  # the logits of the source's own tokens
     error = np.abs(after - before)
     norm = max(float(np.linalg.norm(before)), 1e-30)
-    return OutputError(name, float(error.max()), float(np.linalg.norm(error)) / norm)
+    return OutputError(NAMES[name], float(error.max()), float(np.linalg.norm(error)) / norm)

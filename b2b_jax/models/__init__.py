@@ -3,5 +3,15 @@
 from b2b_jax.models.config import ConfigError, ModelConfig, preset
 from b2b_jax.models.layers import Compute
 from b2b_jax.models.model import Model, build_model
+from b2b_jax.models.norms import with_norm_inputs, with_weighted_norms
 
-__all__ = ["Compute", "ConfigError", "Model", "ModelConfig", "build_model", "preset"]
+__all__ = [
+    "Compute",
+    "ConfigError",
+    "Model",
+    "ModelConfig",
+    "build_model",
+    "preset",
+    "with_norm_inputs",
+    "with_weighted_norms",
+]

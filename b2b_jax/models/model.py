@@ -101,6 +101,24 @@ class Model:
             rngs=None if deterministic else {"dropout": dropout_key},
         )
 
+    def run_layer(
+        self,
+        layer: Mapping[str, Any],
+        x_BTD: Float[Array, "B T D"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Run one layer, whose parameters have no leading axis. No key, no dropout."""
+        deterministic = dropout_key is None
+        return Block(self.cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+            {"params": layer},
+            x_BTD,
+            mask,
+            deterministic,
+            rngs=None if deterministic else {"dropout": dropout_key},
+        )
+
     def run_layers(
         self,
         layers: Mapping[str, Any],
@@ -120,9 +138,7 @@ class Model:
 
         def one_layer(x: Array, inputs: tuple[Any, PRNGKey | None]) -> tuple[Any, None]:
             layer, key = inputs
-            rngs = None if key is None else {"dropout": key}
-            block = Block(self.cfg, self.compute)
-            return block.apply({"params": layer}, x, mask, key is None, rngs=rngs), None
+            return self.run_layer(layer, x, mask=mask, dropout_key=key), None
 
         if self.compute.remat != "none":
             policy = REMAT_POLICIES[self.compute.remat]
@@ -190,6 +206,28 @@ class Model:
         return LinearHead(self.cfg, 2).apply(  # pyright: ignore[reportReturnType]
             {"params": params["qa"]}, x_BTD
         )
+
+    def outputs(
+        self, params: Mapping[str, Any], x_BTD: Float[Array, "B T D"]
+    ) -> dict[str, Float[Array, "..."]]:
+        """Every output that the heads give of the last layer's output, by name.
+
+        "pooled" only where no head reads it, "hidden" (after `final_norm`) only without a head.
+        """
+        heads, found = self.cfg.heads, {}
+        if {"mlm", "lm"} & set(heads):
+            found["logits"] = self.logits(params, x_BTD)
+        if "nsp" in heads:
+            found["nsp"] = self.next_sentence_logits(params, x_BTD)
+        if "classifier" in heads:
+            found["classes"] = self.class_logits(params, x_BTD)
+        if "qa" in heads:
+            found["spans"] = self.span_logits(params, x_BTD)
+        if not found:
+            found["hidden"] = self.final_norm(params, x_BTD)
+        if "pooler" in heads and not {"nsp", "classifier"} & set(heads):
+            found["pooled"] = self.pooled(params, x_BTD)
+        return found
 
     def hidden(
         self,
