@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-from b2b_jax.commands.options import add_hf_options, heads, layer_order, shard_bytes
+from b2b_jax.commands.options import add_hf_options, axis_rules, heads, layer_order, shard_bytes
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -70,8 +70,8 @@ def _guarded(command: Callable[[], int]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from b2b_jax.growth.depth import NamedDepth
-    from b2b_jax.growth.mappings import Mapping
-    from b2b_jax.growth.plan import AkiScope, Method
+    from b2b_jax.growth.mappings import Mapping, Split
+    from b2b_jax.growth.plan import AkiScope, Method, NormRule
 
     parser = argparse.ArgumentParser(
         prog="b2b",
@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         ("--method", Method, "aki", "how parameters are made"),
         ("--mapping", Mapping, "cyclic", "what new width entries copy"),
         ("--aki-scope", AkiScope, "all", "what AKI takes from the layer above"),
+        ("--norm", NormRule, "plain", "how norms meet a width that is no multiple"),
+        ("--split", Split, "equal", "how weights are parted among copies"),
     ):
         grow.add_argument(name, choices=get_args(choices), default=default, help=text)
     grow.add_argument(
@@ -119,6 +121,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ORDER",
         help=f"what new layers copy: one of {', '.join(get_args(NamedDepth))}, or the source layer "
         "of every target layer, such as 0,1,1,2 (default: stack)",
+    )
+    grow.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        help="added to one copy, taken from the other; in units of the initialisation (default: 0)",
+    )
+    grow.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="AXIS=RULE",
+        help="another rule for one axis (vocab, positions, types, embed, heads, mlp): a mapping, "
+        "mean, interpolate, or the donors of the new entries; may be repeated",
+    )
+    grow.add_argument(
+        "--text", default="", help="text file to calibrate norms on and to compare the models on"
     )
     grow.add_argument("--seed", type=int, default=0, help="of random maps and fresh parameters")
     add_hf_options(grow)
@@ -183,7 +202,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _grow(options: argparse.Namespace) -> int:
-    from b2b_jax.commands.grow import GrowRequest, grow_command
+    from b2b_jax.commands.grow import grow_command
+    from b2b_jax.commands.request import GrowRequest
     from b2b_jax.train.writers import TerminalReporter
 
     request = GrowRequest(
@@ -195,6 +215,11 @@ def _grow(options: argparse.Namespace) -> int:
         mapping=options.mapping,
         depth=options.depth,
         aki_scope=options.aki_scope,
+        norm=options.norm,
+        text=options.text,
+        split=options.split,
+        noise=options.noise,
+        maps=axis_rules(options.map),
         seed=options.seed,
         existing="replace" if options.overwrite else "refuse",
         heads=heads(options),

@@ -39,7 +39,9 @@ def test_grow_train_and_plot(trained, capsys):
     folder, config = trained
     assert grow(folder, "--method", "fpi") == 0
     output = capsys.readouterr().out
-    assert "layer order: [0, 1, 0, 1]" in output and "held-out text: loss" in output
+    assert (
+        "layer order: [0, 1, 0, 1]" in output and "held-out text, width and depth: loss" in output
+    )
     cfg, params = b2b.load(folder / "large")
     assert (cfg.hidden_size, cfg.num_hidden_layers) == (24, 4)
     plan = b2b.GrowthPlan.from_json((folder / "large" / "growth_plan.json").read_text())

@@ -1,24 +1,17 @@
 """`b2b grow`: make a larger model folder from a smaller one (effects)."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
-
+from b2b_jax.commands.costs import calibrated, grow_jitted, report_costs, report_step_gain
 from b2b_jax.commands.folders import refuse_filled, write_json, write_text
 from b2b_jax.commands.grow_hf import grow_hf_folder
-from b2b_jax.commands.sample import heldout_sample
-from b2b_jax.config import load_target
+from b2b_jax.commands.request import GrowRequest
+from b2b_jax.commands.sample import source_sample
 from b2b_jax.convert import is_hf_folder
-from b2b_jax.convert.match import InitMissing
 from b2b_jax.convert.writing import new_folder
-from b2b_jax.evaluate import verify
-from b2b_jax.growth import GrowthError, GrowthPlan, grow, plan_growth
-from b2b_jax.growth.depth import Depth
-from b2b_jax.growth.mappings import Mapping as WidthMapping
-from b2b_jax.growth.plan import AkiScope, Method
+from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.saved import SavedModel, load_model, read_meta, save_model, total_cost
@@ -26,65 +19,6 @@ from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
 PLAN_FILE = "growth_plan.json"
-
-
-@dataclass(frozen=True)
-class GrowRequest:
-    """What the user asks `b2b grow` for.
-
-    Attributes:
-        source: folder of the model to grow: a run, a grown folder or a Hugging Face folder.
-        target: folder to write, of the same kind.
-        to: preset, sizes or YAML file of the target; see `load_target`. Empty with a plan.
-        plan: file of a plan to replay instead; "" to make one.
-        method: how parameters are made.
-        mapping: what new width entries copy.
-        depth: what new layers copy.
-        aki_scope: what AKI takes from the layer above.
-        seed: of random maps and fresh parameters.
-        existing: what to do with a target that holds something else.
-        heads: output heads wanted of a Hugging Face folder; None for those of its class.
-        init_missing: whether heads that it lacks are made fresh.
-        shard_bytes: largest size of one weight file of a Hugging Face folder.
-    """
-
-    source: str
-    target: str
-    to: str = ""
-    plan: str = ""
-    method: Method = "aki"
-    mapping: WidthMapping = "cyclic"
-    depth: Depth = "stack"
-    aki_scope: AkiScope = "all"
-    seed: int = 0
-    existing: Literal["refuse", "replace"] = "refuse"
-    heads: tuple[str, ...] | None = None
-    init_missing: InitMissing = "nothing"
-    shard_bytes: int = 5 * 10**9
-
-    def make_plan(self, source: ModelConfig) -> GrowthPlan:
-        """Plan the growth, or read the plan that is to be replayed.
-
-        Raises:
-            GrowthError: if the target cannot be reached, or the plan is for another source.
-        """
-        if self.plan:
-            plan = GrowthPlan.from_json(Path(self.plan).read_text(encoding="utf-8"))
-            if plan.source_sizes != source.axis_sizes():
-                raise GrowthError(
-                    f"{self.plan} grows a model of the sizes {plan.source_sizes}, but "
-                    f"{self.source} has {source.axis_sizes()}"
-                )
-            return plan
-        return plan_growth(
-            source,
-            load_target(self.to, source),
-            method=self.method,
-            mapping=self.mapping,
-            depth=self.depth,
-            aki_scope=self.aki_scope,
-            seed=self.seed,
-        )
 
 
 def grow_command(request: GrowRequest, *, reporter: Reporter) -> None:
@@ -96,21 +30,17 @@ def grow_command(request: GrowRequest, *, reporter: Reporter) -> None:
         ConfigError: if the target folder holds something else and may not be replaced.
         GrowthError: lists every reason why the target model cannot be reached.
         CheckpointError, ConvertError: if the source holds no model that can be read.
+        DataError: if the text to compare on cannot be read.
     """
     if is_hf_folder(request.source):
-        grow_hf_folder(
-            request.source,
-            request.target,
-            make_plan=request.make_plan,
-            existing=request.existing,
-            heads=request.heads,
-            init_missing=request.init_missing,
-            shard_bytes=request.shard_bytes,
-            reporter=reporter,
-        )
+        grow_hf_folder(request, reporter=reporter)
         return
     saved = load_model(request.source)
-    plan = request.make_plan(saved.config)
+    source = saved.config, saved.params
+    sample = source_sample(saved, [request.source], text=request.text)
+    plan = request.make_plan(
+        saved.config, calibrate=lambda width: calibrated(source, width, sample, reporter=reporter)
+    )
     lineage = _lineage(request.source, saved, plan)
     target = Path(request.target)
     if _is_done(target, lineage):
@@ -119,12 +49,11 @@ def grow_command(request: GrowRequest, *, reporter: Reporter) -> None:
     refuse_filled(target, source=request.source, existing=request.existing)
     for line in plan.describe().splitlines():
         reporter.note(line)
-    grown = jax.jit(grow, static_argnums=1)(saved.params, plan)
+    grown = grow_jitted(saved.params, plan)
     config = ModelConfig.from_dict(plan.target)
     _write(target, config, grown, plan=plan, lineage=lineage)
-    sample = heldout_sample(saved)
-    report = verify(saved.config, saved.params, config, grown, sample.batch, plan=plan)
-    reporter.note(f"{sample.name}: {report}")
+    report_costs(source, (config, grown), sample, plan=plan, reporter=reporter)
+    report_step_gain(plan, reporter=reporter)
     reporter.note(f"{target}: written")
 
 

@@ -3,47 +3,57 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from b2b_jax.commands.costs import calibrated, report_costs, report_step_gain
 from b2b_jax.commands.folders import refuse_filled
+from b2b_jax.commands.request import GrowRequest
+from b2b_jax.commands.sample import text_sample, tokenizer_folder
 from b2b_jax.convert import HfFolder, open_folder
 from b2b_jax.convert.files import weight_files
 from b2b_jax.convert.hf import HfTensor, encode_all, layout
 from b2b_jax.convert.hf_config import to_hf
-from b2b_jax.convert.match import InitMissing
 from b2b_jax.convert.writing import Extras, carried_files, write_folder
-from b2b_jax.growth import GrowthPlan, grow_piece
-from b2b_jax.models import ModelConfig
-from b2b_jax.train.saved import read_lineage
+from b2b_jax.growth import GrowthPlan, NormCalibration, grow_piece
+from b2b_jax.models import ConfigError, ModelConfig
+from b2b_jax.train.saved import SavedModel, load_model, read_lineage
 from b2b_jax.train.writers import Reporter
 
 
-def grow_hf_folder(
-    source: str,
-    target: str,
-    *,
-    make_plan: Callable[[ModelConfig], GrowthPlan],
-    existing: Literal["refuse", "replace"],
-    heads: tuple[str, ...] | None,
-    init_missing: InitMissing,
-    shard_bytes: int,
-    reporter: Reporter,
-) -> None:
+def grow_hf_folder(request: GrowRequest, *, reporter: Reporter) -> None:
     """Read, grow and write tensor by tensor: never more than a few of them are in memory.
+
+    Only comparing on a text, and calibrating norms on it, takes the whole models.
 
     Raises:
         ConvertError: if the source cannot be read.
         ConfigError: if the target folder holds something else and may not be replaced.
         GrowthError: lists every reason why the target model cannot be reached.
+        DataError: if the text cannot be read.
     """
-    folder = open_folder(source, heads=heads, init_missing=init_missing)
+    source, target = request.source, request.target
+    folder = open_folder(source, heads=request.heads, init_missing=request.init_missing)
     for note in folder.notes():
         reporter.note(note)
-    plan = make_plan(folder.config)
+
+    def load(path: str) -> SavedModel:
+        return load_model(path, heads=request.heads, init_missing=request.init_missing)
+
+    sample = None
+    if request.text:
+        sample = text_sample(request.text, tokenizer_folder([source], []), folder.config)
+
+    def calibrate(width: int) -> NormCalibration:
+        if sample is None:
+            raise ConfigError("--norm calibrated needs --text FILE to calibrate on")
+        saved = load(source)
+        return calibrated((saved.config, saved.params), width, sample, reporter=reporter)
+
+    plan = request.make_plan(folder.config, calibrate=calibrate)
     lineage = {
         "source": source,
         "source_fingerprint": _fingerprint(folder),
@@ -54,7 +64,7 @@ def grow_hf_folder(
     if all(before.get(k) == lineage[k] for k in ("source_fingerprint", "growth_plan")):
         reporter.note(f"{target}: holds this growth of {source} already; nothing to do")
         return
-    refuse_filled(Path(target), source=source, existing=existing)
+    refuse_filled(Path(target), source=source, existing=request.existing)
     for line in plan.describe().splitlines():
         reporter.note(line)
     config = ModelConfig.from_dict(plan.target)
@@ -75,10 +85,16 @@ def grow_hf_folder(
         entries,
         written,
         extras=Extras(carried_files(source), tuple(_texts(folder, target, plan, lineage).items())),
-        shard_bytes=shard_bytes,
+        shard_bytes=request.shard_bytes,
     )
     reporter.close()
-    reporter.note(f"{target}: written; compare with: b2b verify {source} {target} --text FILE")
+    if sample is not None:
+        small, large = load(source), load_model(target)
+        ends = (small.config, small.params), (large.config, large.params)
+        report_costs(*ends, sample, plan=plan, reporter=reporter)
+    report_step_gain(plan, reporter=reporter)
+    hint = "" if sample else f"; compare with: b2b verify {source} {target} --text FILE"
+    reporter.note(f"{target}: written{hint}")
 
 
 def _with_progress(
@@ -120,7 +136,8 @@ tags:
 `{name}` ({_sizes(source)}) grown to {_sizes(large)} by
 b2b_jax {plan.library_version}, and not trained since.
 
-- method: {plan.method}, width map: {plan.mapping}, layer order: {plan.depth}, seed: {plan.seed}
+- method: {plan.method}, width map: {plan.mapping}, norms: {plan.norm}, split: {plan.split},
+  noise: {plan.noise:g}, layer order: {plan.depth}, seed: {plan.seed}
 - {"computes" if plan.is_exact else "does not compute"} the source's function exactly{
         "" if plan.is_exact else ": " + "; ".join(plan.why_inexact)
     }

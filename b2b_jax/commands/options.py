@@ -1,6 +1,8 @@
 """Command-line options that several commands share, and what their words mean."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 
 def add_hf_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,26 @@ def layer_order(text: str) -> str | tuple[int, ...]:
     if not all(word.strip().isdecimal() for word in text.split(",")):
         return text  # whether there is such a name is said with everything else
     return tuple(int(word) for word in text.split(","))
+
+
+def axis_rules(words: Sequence[str]) -> dict[str, Any]:
+    """How axes are mapped, from words such as ``positions=interpolate`` and ``types=0,0``.
+
+    Raises:
+        ConfigError: if a word has another form.
+    """
+    from b2b_jax.models import ConfigError
+
+    found = {}
+    for word in words:
+        axis, given, rule = word.partition("=")
+        if not (axis and given and rule):
+            raise ConfigError(
+                f"--map: found {word!r}, expected AXIS=RULE, such as positions=interpolate, or "
+                "types=0,0 for the donors of the new entries"
+            )
+        found[axis] = layer_order(rule)
+    return found
 
 
 def heads(options: argparse.Namespace) -> tuple[str, ...] | None:

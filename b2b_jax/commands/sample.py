@@ -1,5 +1,6 @@
 """Text to compare models on (effects: reads files)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from b2b_jax.data import DataError, TokenizerInfo, heldout_batches, load_prepared, mask_tokens
-from b2b_jax.data.tokenizer import load_tokenizer, tokenizer_info
+from b2b_jax.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_info
 from b2b_jax.evaluate.verify import IGNORED_LABEL
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.saved import SavedModel
@@ -27,6 +28,16 @@ class Sample:
 
     name: str
     batch: dict[str, Any]
+
+    def halves(self) -> tuple["Sample", "Sample"]:
+        """Every other row; a single row is both."""
+        rows = len(self.batch["input_ids"])
+        starts = (0, 1) if rows > 1 else (0, 0)
+        first, second = (
+            Sample(self.name, {name: field[start::2] for name, field in self.batch.items()})
+            for start in starts
+        )
+        return first, second
 
 
 def heldout_sample(saved: SavedModel) -> Sample:
@@ -51,6 +62,41 @@ def heldout_sample(saved: SavedModel) -> Sample:
     except (DataError, KeyError, OSError):
         pass  # the text is gone; what the growth cost can still be seen on random ids
     return random_sample(saved.config)
+
+
+def source_sample(saved: SavedModel, folders: Sequence[str], *, text: str) -> Sample:
+    """A text file if there is one, else what the source was evaluated on.
+
+    Args:
+        saved: the source.
+        folders: where a tokenizer may lie.
+        text: file of plain text, or "".
+
+    Raises:
+        DataError: if the text cannot be read.
+    """
+    if not text:
+        return heldout_sample(saved)
+    return text_sample(text, tokenizer_folder(folders, [saved]), saved.config)
+
+
+def tokenizer_folder(folders: Sequence[str], models: Sequence[SavedModel]) -> str:
+    """The first folder that holds a tokenizer: given ones, then the prepared data of models.
+
+    Raises:
+        DataError: if none does.
+    """
+    prepared = [saved.meta["data"]["path"] for saved in models if "data" in saved.meta]
+    for folder in (*folders, *map(str, prepared)):
+        try:
+            tokenizer_file(folder)
+        except DataError:
+            continue
+        return str(Path(folder))
+    raise DataError(
+        f"none of {', '.join((*folders, *map(str, prepared)))} holds a tokenizer.json or "
+        "vocab.txt to read the text with; leave --text out to compare without it"
+    )
 
 
 def random_sample(cfg: ModelConfig) -> Sample:

@@ -1,12 +1,9 @@
 """`b2b verify`: how far a grown model folder is from its source (effects: reads)."""
 
 import json
-from pathlib import Path
 
-from b2b_jax.commands.sample import random_sample, text_sample
-from b2b_jax.data import DataError
-from b2b_jax.data.tokenizer import tokenizer_file
-from b2b_jax.evaluate import verify
+from b2b_jax.commands.costs import report_costs
+from b2b_jax.commands.sample import random_sample, text_sample, tokenizer_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.train.saved import SavedModel, load_model
 from b2b_jax.train.writers import Reporter
@@ -32,17 +29,22 @@ def verify_command(
     small, large = load_model(source), load_model(grown)
     plan = _plan(large, small)
     sample = (
-        text_sample(text, _tokenizer_folder(small, large, source, grown), small.config)
+        text_sample(text, tokenizer_folder([source, grown], [small, large]), small.config)
         if text
         else random_sample(small.config)
     )
-    report = verify(small.config, small.params, large.config, large.params, sample.batch, plan=plan)
     if plan is not None:
         predicted = "exact" if plan.is_exact else "not exact: " + "; ".join(plan.why_inexact)
         reporter.note(f"the plan predicts: {predicted}")
-    reporter.note(f"{sample.name}: {report}")
+    ends = (small.config, small.params), (large.config, large.params)
+    report = report_costs(*ends, sample, plan=plan, reporter=reporter)
     reporter.note("relative error of the hidden states:")
     for line in report.describe_layers().splitlines():
+        reporter.note(f"  {line}")
+    norms = report.describe_norms()
+    if norms:
+        reporter.note("norms that add most to it, each by itself:")
+    for line in norms.splitlines():
         reporter.note(f"  {line}")
     if require_exact is None:
         return 0
@@ -65,17 +67,3 @@ def _plan(large: SavedModel, small: SavedModel) -> GrowthPlan | None:
         large.config.axis_sizes(),
     )
     return plan if fits else None
-
-
-def _tokenizer_folder(small: SavedModel, large: SavedModel, *folders: str) -> str:
-    prepared = [saved.meta["data"]["path"] for saved in (small, large) if "data" in saved.meta]
-    for folder in (*folders, *map(str, prepared)):
-        try:
-            tokenizer_file(folder)
-        except DataError:
-            continue
-        return str(Path(folder))
-    raise DataError(
-        f"none of {', '.join((*folders, *map(str, prepared)))} holds a tokenizer.json or "
-        "vocab.txt to read the text with; leave --text out to compare on random tokens"
-    )

@@ -27,7 +27,7 @@ IGNORED_LABEL = -100
 NAMES = {
     "logits": "logits",
     "nsp": "next-sentence logits",
-    "classes": "class logits",
+    "class": "class logits",
     "spans": "span logits",
     "pooled": "pooled output",
     "hidden": "hidden states",

@@ -193,6 +193,21 @@ class GrowthPlan:
             )
         return tuple(reasons)
 
+    def width_step(self, target: dict[str, Any]) -> "GrowthPlan":
+        """The first of the two steps of Algorithm 1: the plan without its new layers.
+
+        Args:
+            target: the config of the widened model, of the source's depth, as JSON values.
+        """
+        layers = self.source_sizes["layers"]
+        return dataclasses.replace(
+            self,
+            target=target,
+            target_sizes=self.target_sizes | {"layers": layers},
+            maps=self.maps | {"layers": IndexMap(np.arange(layers), layers)},
+            depth="stack",
+        )
+
     @property
     def is_exact(self) -> bool:
         """Whether the grown model is predicted to compute the source's function."""

@@ -33,7 +33,7 @@ from b2b_jax.growth.requirements import (
     size_problems,
 )
 
-AxisRule = AxisMapping | Sequence[int] | IndexMap
+AxisRule = AxisMapping | str | Sequence[int] | IndexMap
 """How one axis is mapped: by name, by the donor of every new entry, or by a whole map."""
 DEFAULT_RULES: dict[str, AxisMapping] = {"vocab": "mean", "positions": "cyclic", "types": "cyclic"}
 """Of axes that are lists of entries; all others take the mapping of width."""
@@ -125,7 +125,7 @@ def plan_growth(
         for name in sorted((maps or {}).keys() - set(width_axes))
     ]
     _refuse(found)
-    rules: dict[str, AxisRule | str] = {**dict.fromkeys(width_axes, mapping), **DEFAULT_RULES}
+    rules: dict[str, AxisRule] = {**dict.fromkeys(width_axes, mapping), **DEFAULT_RULES}
     if norm != "plain":
         normed_rule = norm.grown if isinstance(norm, NormCalibration) else norm
         rules |= dict.fromkeys(normed_axes(table), normed_rule)
@@ -176,7 +176,7 @@ def _refuse(problems: list[str]) -> None:
 def _axis_map(
     name: str,
     ends: tuple[int, int],
-    rule: AxisRule | str,
+    rule: AxisRule,
     rng: np.random.Generator,
     *,
     fixed: int,

@@ -212,7 +212,7 @@ class Model:
     ) -> dict[str, Float[Array, "..."]]:
         """Every output that the heads give of the last layer's output, by name.
 
-        "pooled" only where no head reads it, "hidden" (after `final_norm`) only without a head.
+        Without a head "hidden" (after `final_norm`), and "pooled" if there is a pooler.
         """
         heads, found = self.cfg.heads, {}
         if {"mlm", "lm"} & set(heads):
@@ -220,13 +220,13 @@ class Model:
         if "nsp" in heads:
             found["nsp"] = self.next_sentence_logits(params, x_BTD)
         if "classifier" in heads:
-            found["classes"] = self.class_logits(params, x_BTD)
+            found["class"] = self.class_logits(params, x_BTD)
         if "qa" in heads:
             found["spans"] = self.span_logits(params, x_BTD)
         if not found:
             found["hidden"] = self.final_norm(params, x_BTD)
-        if "pooler" in heads and not {"nsp", "classifier"} & set(heads):
-            found["pooled"] = self.pooled(params, x_BTD)
+            if "pooler" in heads:
+                found["pooled"] = self.pooled(params, x_BTD)
         return found
 
     def hidden(

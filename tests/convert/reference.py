@@ -95,22 +95,3 @@ def theirs(model, fields: dict, *, grad: bool = False) -> dict:
     if hasattr(found, "start_logits"):
         outputs["spans"] = torch.stack([found.start_logits, found.end_logits], dim=-1)
     return outputs
-
-
-def ours(model, params: dict, fields: dict) -> dict:
-    """The same outputs of our model."""
-    hidden = model.hidden(params, **fields)
-    heads, outputs = model.cfg.heads, {}
-    if {"mlm", "lm"} & set(heads):
-        outputs["logits"] = model.logits(params, hidden)
-    if "nsp" in heads:
-        outputs["nsp"] = model.next_sentence_logits(params, hidden)
-    if "classifier" in heads:
-        outputs["class"] = model.class_logits(params, hidden)
-    if "qa" in heads:
-        outputs["spans"] = model.span_logits(params, hidden)
-    if not outputs:
-        outputs["hidden"] = model.final_norm(params, hidden)
-        if "pooler" in heads:
-            outputs["pooled"] = model.pooled(params, hidden)
-    return outputs

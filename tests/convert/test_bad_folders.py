@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 
 import pytest
 from folders import config, hf_folder
@@ -163,6 +164,13 @@ def test_a_pickle_that_wants_to_run_code(folder, capsys):
     assert "refused" in error and "could run code" in error
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"bert.x": Malicious()}))
     assert "pytorch_model.bin" in refused(capsys, folder)
+
+
+def test_a_pytorch_file_without_pytorch(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    error = refused(capsys, folder)
+    assert "pytorch_model.bin: reading PyTorch's own format needs PyTorch" in error
 
 
 def test_a_missing_head_is_made_only_when_asked_for(folder, capsys, tmp_path):
