@@ -8,6 +8,8 @@ another, and a change in the machine's load meets all contenders alike (A B C A 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 MALLOC = {"default": "", "hugetlb": "glibc.malloc.hugetlb=1"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
@@ -76,6 +78,14 @@ def _serve(connection: Any, cpus: list[int] | None, build: Callable[..., Any], a
         pass
     except Exception:
         connection.send(("failed", traceback.format_exc()))
+
+
+class Contender(Protocol):
+    """Whatever can be timed in turn with others: a worker, or commands that are run anew."""
+
+    def seconds(self, name: str) -> float:
+        """Do the work of one variant once."""
+        ...
 
 
 class Worker:
@@ -159,7 +169,7 @@ def malloc_env(setting: str) -> dict[str, str]:
 
 
 def interleave(
-    contenders: Mapping[str, tuple[Worker, str]],
+    contenders: Mapping[str, tuple[Contender, str]],
     *,
     rounds: int,
     lead_in: int = 1,
@@ -173,7 +183,7 @@ def interleave(
     what is to be measured, so every turn begins with work that is not timed.
 
     Args:
-        contenders: label -> (worker, name of its variant).
+        contenders: label -> (worker or commands, name of the variant).
         rounds: turns of every contender.
         lead_in: untimed calls at the beginning of every turn.
         repeats: timed calls in every turn.
@@ -193,6 +203,34 @@ def interleave(
         latest = (f"{label} {values[-1]:.3f} s" for label, values in seconds.items() if values)
         progress(f"{title}: {', '.join(latest)}" if turn else title)
     return seconds
+
+
+def memory_of(process: int | str = "self") -> dict[str, int]:
+    """Bytes that a process has in memory, by the names of Linux; empty elsewhere, or if it ended.
+
+    VmRSS is all of it, VmHWM the most so far, RssAnon the part that mirrors no file.
+    """
+    lines = (line.split() for line in _read(f"/proc/{process}/status").splitlines())
+    return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[-1:] == ["kB"]}
+
+
+def added_memory(function: Callable[[], Any]) -> int | None:
+    """The most bytes that this process held during a call beyond those before; None if unknown."""
+    # Or what was freed before, which JAX does in another thread, would be used again unseen.
+    time.sleep(SETTLE_S)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    before = memory_of()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
+    except OSError:
+        before = {}
+    function()
+    return memory_of()["VmHWM"] - before["VmRSS"] if before else None
+
+
+def mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.0f}"
 
 
 def median(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,16 @@ from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.programs import Programs
-from b2b_jax.train.saved import SavedModel, in_float32, load_model, total_cost
+from b2b_jax.train.saved import (
+    SavedModel,
+    in_float32,
+    load_model,
+    load_optimizer,
+    total_cost,
+)
 from b2b_jax.train.stages import full_model
+from b2b_jax.train.state import TrainState
 from b2b_jax.train.writers import Reporter, duration
-from b2b_jax.types import Params
 
 
 def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
@@ -35,13 +42,17 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     """
     run_dir = Path(config.run_dir)
     _refuse_other_run(run_dir, config)
-    finished = _finished(run_dir, config)
-    if finished is not None:
-        reporter.note(f"{run_dir}: finished before, at step {finished.step}; nothing to do")
-        return finished
+    begun = _begun(run_dir, config)
+    if begun is not None and begun.step >= config.train.steps:
+        reporter.note(f"{run_dir}: finished before, at step {begun.step}; nothing to do")
+        progress = begun.meta["progress"]
+        return Outcome(0, begun.step, progress["heldout_loss"], progress["seconds"])
     prepared = prepare_command(config.data, reporter=reporter)
     _check_vocabulary(config, prepared)
-    lineage, initial = _begun(run_dir, config) or _origin(config, reporter=reporter)
+    # Of a run that has a checkpoint the origin is what it recorded, whatever init holds by now.
+    origin = _origin(config, reporter=reporter) if begun is None else _Origin(begun.meta["lineage"])
+    lineage = origin.lineage
+    _check_grown(config, lineage)
     write_yaml(run_dir / "config.yaml", config.to_dict())
     write_text(run_dir / "README.md", _card(config, lineage))
     if lineage.get("growth_plan"):
@@ -53,7 +64,7 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         prepared,
         accounting=accounting,
         reporter=reporter,
-        initial=initial,
+        initial=origin.initial,
         lineage=lineage,
     )
     _describe(config, trainer, accounting, reporter)
@@ -108,34 +119,54 @@ def _refuse_other_run(run_dir: Path, config: RunConfig) -> None:
     )
 
 
-def _finished(run_dir: Path, config: RunConfig) -> Outcome | None:
+@dataclass(frozen=True)
+class _Begun:
+    """The newest checkpoint of a run."""
+
+    step: int
+    meta: dict[str, Any]
+
+
+def _begun(run_dir: Path, config: RunConfig) -> _Begun | None:
     if not (run_dir / "checkpoints").is_dir():
         return None
     checkpoints = Checkpoints(run_dir, config.checkpoint)
     try:
         step = checkpoints.latest_step()
-        if step is None or step < config.train.steps:
-            return None
-        progress = checkpoints.meta(step)["progress"]
-        return Outcome(0, step, progress["heldout_loss"], progress["seconds"])
+        return None if step is None else _Begun(step, checkpoints.meta(step))
     finally:
         checkpoints.close()
 
 
-def _begun(
-    run_dir: Path, config: RunConfig
-) -> tuple[dict[str, Any], Callable[[Programs], Params]] | None:
-    """The origin of a run that has a checkpoint: as recorded there, whatever init holds by now."""
-    if not (run_dir / "checkpoints").is_dir():
-        return None
-    checkpoints = Checkpoints(run_dir, config.checkpoint)
-    try:
-        step = checkpoints.latest_step()
-        if step is None:
-            return None
-        return checkpoints.meta(step)["lineage"], lambda programs: programs.init_params()
-    finally:
-        checkpoints.close()
+@dataclass(frozen=True)
+class _Origin:
+    """Where a run starts from.
+
+    Attributes:
+        lineage: JSON values to keep.
+        initial: makes the first state.
+    """
+
+    lineage: dict[str, Any]
+    initial: Callable[[Programs], TrainState] = field(
+        default=lambda programs: programs.create_state(programs.init_params())
+    )
+
+
+def _check_grown(config: RunConfig, lineage: Mapping[str, Any]) -> None:
+    """Make sure that what only a grown model can do is asked of one."""
+    if lineage.get("growth_plan"):
+        return
+    wanted = [
+        f"{name}: found {value!r}, which is for grown models; set init to a grown model"
+        for name, value, plain in (
+            ("optimizer.rate_scale", config.optimizer.rate_scale, "none"),
+            ("optimizer.state", config.optimizer.state, "reset"),
+            ("log.symmetry", config.log.symmetry, "off"),
+        )
+        if value != plain
+    ]
+    raise_problems("This run does not start from a grown model", wanted)
 
 
 def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
@@ -147,12 +178,10 @@ def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
         )
 
 
-def _origin(
-    config: RunConfig, *, reporter: Reporter
-) -> tuple[dict[str, Any], Callable[[Programs], Params]]:
+def _origin(config: RunConfig, *, reporter: Reporter) -> _Origin:
     lineage: dict[str, Any] = {"library_version": version("b2b_jax")}
     if not config.init:
-        return lineage, lambda programs: programs.init_params()
+        return _Origin(lineage)
     saved = load_model(config.init)
     _check_same_model(config, saved)
     reporter.note(f"init: parameters of {config.init}")
@@ -162,7 +191,19 @@ def _origin(
         cost = total_cost(saved.meta)
         lineage |= {"source_flops": cost["flops"], "source_seconds": cost["seconds"]}
         lineage.setdefault("source", config.init)
-    return lineage, lambda programs: programs.put_params(in_float32(saved.params))
+    params = in_float32(saved.params)
+    if config.optimizer.state == "reset":
+        return _Origin(lineage, lambda programs: programs.create_state(programs.put_params(params)))
+    if "progress" in saved.meta or "growth_plan" not in lineage:
+        raise ConfigError(
+            f"optimizer.state: found 'grow', but {config.init} is no grown model, or was trained "
+            "since it was grown; set it to 'reset', or init to what b2b grow wrote"
+        )
+    source = load_optimizer(lineage["source"], step=lineage.get("source_step", -1))
+    reporter.note(f"init: moments of {lineage['source']}, grown as its parameters were")
+    return _Origin(
+        lineage, lambda programs: programs.grown_state(programs.put_params(params), source)
+    )
 
 
 def _check_same_model(config: RunConfig, saved: SavedModel) -> None:

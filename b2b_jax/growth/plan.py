@@ -160,6 +160,15 @@ class GrowthPlan:
         return frozenset(indexed - {"layers"})
 
     @cached_property
+    def copied_axes(self) -> tuple[str, ...]:
+        """Width axes with entries that are copied more than once."""
+        return tuple(
+            name
+            for name, grown in self.maps.items()
+            if name != "layers" and name not in self.listed_axes and (grown.counts > 1).any()
+        )
+
+    @cached_property
     def why_inexact(self) -> tuple[str, ...]:
         """Reasons why the grown model will not compute the source's function; empty if it will."""
         reasons = []

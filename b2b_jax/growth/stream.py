@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from b2b_jax.growth.fresh import fresh_piece
 from b2b_jax.growth.grow import rescale_norm
+from b2b_jax.growth.maps import IndexMap
 from b2b_jax.growth.noise import noise_piece
 from b2b_jax.growth.plan import GrowthPlan
-from b2b_jax.growth.width import expand, fill_from
+from b2b_jax.growth.width import Maps, expand, fill_from
 
 ReadPiece = Callable[[str, int | None], Any]
 
@@ -54,16 +55,36 @@ def grow_piece(
     if plan.is_silenced(path) and plan.silent_layers[layer]:
         return np.zeros(plan.target_shapes[path][1:], np.asarray(read(path, donor)).dtype)
 
-    def widened(piece: np.ndarray, number: int) -> Float[np.ndarray, "1 ..."]:
-        single = expand(piece.astype(np.float32, copy=False)[None], axes, plan.maps)
-        return np.asarray(rescale_norm(single, path, plan, layer=number))
+    def widened(
+        piece: np.ndarray, number: int, maps: Maps = plan.maps
+    ) -> Float[np.ndarray, "1 ..."]:
+        single = piece.astype(np.float32, copy=False)[None]
+        return np.asarray(rescale_norm(expand(single, axes, maps), path, plan, layer=number))
 
     own = np.asarray(read(path, donor))
-    grown, donated = widened(own, donor), plan.donated_axes(path)
-    if donated and donor + 1 < plan.source_sizes["layers"]:
-        upper = widened(np.asarray(read(path, donor + 1)), donor + 1)
-        grown = np.asarray(fill_from(upper, grown, axes, plan.maps, donated=donated))
-    return _perturbed(path, grown[0], plan=plan, layer=layer).astype(own.dtype, copy=False)
+
+    def finished(grown: np.ndarray) -> Float[np.ndarray, "..."]:
+        whole = _perturbed(path, grown[0], plan=plan, layer=layer)
+        return whole.astype(own.dtype, copy=False)
+
+    donated = plan.donated_axes(path)
+    if not donated or donor + 1 == plan.source_sizes["layers"]:
+        return finished(widened(own, donor))
+    above = np.asarray(read(path, donor + 1))
+    if len(donated) == 1 and donated[0] in axes.produces and donated[0] not in axes.consumes:
+        # Each layer is widened only as far as its entries go into the result.
+        (name,), mapped = donated, plan.maps[donated[0]]
+        first, rest = (
+            IndexMap(part, mapped.source_size)
+            for part in np.split(mapped.indices, [mapped.source_size])
+        )
+        lower = widened(own, donor, {**plan.maps, name: first})
+        upper = widened(above, donor + 1, {**plan.maps, name: rest})
+        grown = np.concatenate([lower, upper], axis=axes.names.index(name))
+    else:
+        upper = widened(above, donor + 1)
+        grown = np.asarray(fill_from(upper, widened(own, donor), axes, plan.maps, donated=donated))
+    return finished(grown)
 
 
 def _perturbed(

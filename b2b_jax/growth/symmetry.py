@@ -43,10 +43,8 @@ def copy_distances(params: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Flo
     """
     flat = flatten(params)
     found = {}
-    for name, grown in plan.maps.items():
-        copies, originals = _pairs(grown)
-        if name == "layers" or name in plan.listed_axes or not len(copies):
-            continue
+    for name in plan.copied_axes:
+        copies, originals = _pairs(plan.maps[name])
         apart, size = jnp.zeros(()), jnp.zeros(())
         for path, axes in plan.axes.items():
             if name not in axes.produces or name in axes.absorbs:

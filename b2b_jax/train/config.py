@@ -55,6 +55,8 @@ class LogConfig:
     """Steps between two rows of metrics.csv."""
     tensorboard: Literal["on", "off"] = "on"
     """Whether TensorBoard events are written next to metrics.csv."""
+    symmetry: Literal["on", "off"] = "off"
+    """Whether evaluations of a grown model tell how far its copies have parted, axis by axis."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             fields |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
         return fields
 
-    old, new = flat(before), flat(after)
+    # A run of an older version lacks fields that were added since, at what is their default.
+    old, new = flat(RunConfig().to_dict()) | flat(before), flat(after)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from b2b_jax.data import DataError, Prepared, heldout_batches, train_batches
+from b2b_jax.growth import GrowthPlan
 from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
@@ -21,7 +23,6 @@ from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.stages import Schedule
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.writers import CsvWriter, Reporter, TensorBoardWriter, metric_columns
-from b2b_jax.types import Params
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Trainer:
         prepared: its tokens.
         accounting: prices of its steps.
         reporter: where progress goes.
-        initial: makes the first parameters, on their devices, if there is no checkpoint.
+        initial: makes the first state, on its devices, if there is no checkpoint.
         lineage: JSON values about where the parameters come from; kept in every checkpoint.
     """
 
@@ -60,7 +61,7 @@ class Trainer:
         *,
         accounting: Accounting,
         reporter: Reporter,
-        initial: Callable[[Programs], Params],
+        initial: Callable[[Programs], TrainState],
         lineage: Mapping[str, Any],
     ) -> None:
         self.config, self.prepared, self.reporter = config, prepared, reporter
@@ -68,7 +69,10 @@ class Trainer:
         self.schedule = Schedule(
             config.model.num_hidden_layers, config.two_stage, config.train.seed
         )
-        self.programs = Programs(config, prepared.tokenizer)
+        stored = self.lineage.get("growth_plan")
+        plan = None if stored is None else GrowthPlan.from_json(json.dumps(stored))
+        self.programs = Programs(config, prepared.tokenizer, plan=plan)
+        self._watched = plan.copied_axes if plan and config.log.symmetry == "on" else ()
         self.checkpoints = Checkpoints(config.run_dir, config.checkpoint)
         self.meter = Meter(config, self.schedule, accounting)
         self._initial = initial
@@ -83,7 +87,7 @@ class Trainer:
         step = self.checkpoints.latest_step()
         if step is None:
             self.reporter.note("start: no checkpoint yet, from step 0")
-            return self.programs.create_state(self._initial(self.programs))
+            return self._initial(self.programs)
         meta = self.checkpoints.meta(step)
         found, expected = meta["data"]["fingerprint"], self.prepared.fingerprint
         if found != expected:
@@ -146,7 +150,7 @@ class Trainer:
 
     def _open_writers(self, *, keep_through: int, start: int) -> list[Any]:
         run_dir = Path(self.config.run_dir)
-        columns = metric_columns([sub.depth for sub in self.schedule.subs])
+        columns = metric_columns([sub.depth for sub in self.schedule.subs], copied=self._watched)
         writers: list[Any] = [
             CsvWriter(run_dir / "metrics.csv", columns, keep_through=keep_through)
         ]
@@ -247,6 +251,8 @@ class Trainer:
         means = total / count
         self.meter.progress.heldout_loss = float(means[-1])
         columns = {"heldout_loss": float(means[-1])}
+        if self._watched:
+            columns |= self.programs.copy_distances(state.params)
         if subs:
             columns["heldout_submodel_mean"] = float(means.mean())
             columns |= {

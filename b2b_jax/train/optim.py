@@ -1,7 +1,7 @@
 """AdamW with decay by name, counted per layer, and the learning-rate schedule."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from b2b_jax.axes import AxisTable
+from b2b_jax.growth import GrowthPlan, learning_rate_scale
+from b2b_jax.models import ConfigError
 from b2b_jax.train.live import is_stacked
 from b2b_jax.tree import map_with_path
 
@@ -33,6 +35,12 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient of the trained part; 0 switches clipping off."""
+    rate_scale: Literal["none", "copies"] = "none"
+    """Of a grown model: "copies" divides steps by copy counts, so that its function moves per step
+    as far as the source's did; see `learning_rate_scale`."""
+    state: Literal["reset", "grow"] = "reset"
+    """Of a grown model, before its first step: "reset" starts new moments, "grow" takes the
+    source's, grown as its parameters were. The learning-rate schedule starts anew in both."""
 
     def problems(self, total_steps: int) -> list[str]:
         """Every setting that makes no sense for a run of ``total_steps``."""
@@ -107,7 +115,11 @@ def scale_by_adam(config: OptimizerConfig, table: AxisTable) -> optax.GradientTr
 
 
 def make_optimizer(
-    config: OptimizerConfig, table: AxisTable, *, total_steps: int
+    config: OptimizerConfig,
+    table: AxisTable,
+    *,
+    total_steps: int,
+    plan: GrowthPlan | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as a chain of optax transforms; decay goes by a parameter's role, never by its ndim.
 
@@ -115,7 +127,18 @@ def make_optimizer(
         config: rates and constants.
         table: parameter path -> named axes.
         total_steps: where the learning rate reaches zero.
+        plan: what grew the model; for ``rate_scale="copies"``.
+
+    Raises:
+        ConfigError: if the rates are to follow copy counts and there is no plan.
     """
+    by_copies = []
+    if config.rate_scale == "copies":
+        if plan is None:
+            raise ConfigError(
+                "optimizer.rate_scale: 'copies' is for grown models; set init to a grown model"
+            )
+        by_copies.append(learning_rate_scale(plan))
 
     def decayed(params: Any) -> Any:
         return map_with_path(lambda path, _: table[path].role in DECAYED_ROLES, params)
@@ -124,8 +147,24 @@ def make_optimizer(
     return optax.chain(
         clip,
         scale_by_adam(config, table),
+        *by_copies,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(
             lambda step: learning_rate(jnp.asarray(step), config, total_steps=total_steps)
         ),
     )
+
+
+def with_moments(fresh: Any, moments: Any) -> Any:
+    """An optimizer state with the Adam moments of another one; everything else starts anew.
+
+    Args:
+        fresh: of the optimizer that goes on.
+        moments: a state that holds one `optax.ScaleByAdamState`.
+    """
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    (adam,) = filter(is_adam, jax.tree.leaves(moments, is_leaf=is_adam))
+    return jax.tree.map(lambda node: adam if is_adam(node) else node, fresh, is_leaf=is_adam)

@@ -1,16 +1,18 @@
 """The compiled programs of a run on its mesh, made once each (effects: devices)."""
 
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from b2b_jax.data import TokenizerInfo
+from b2b_jax.growth import GrowthPlan, copy_distances, grow_optimizer_state
 from b2b_jax.models import build_model
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.objective import Objective
-from b2b_jax.train.optim import make_optimizer
+from b2b_jax.train.optim import make_optimizer, with_moments
 from b2b_jax.train.sharding import (
     ShardingError,
     batch_sharding,
@@ -29,8 +31,10 @@ from b2b_jax.types import Params
 class Programs:
     """Model, optimizer, mesh and the jitted functions of one run."""
 
-    def __init__(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
-        self.config = config
+    def __init__(
+        self, config: RunConfig, tokenizer: TokenizerInfo, *, plan: GrowthPlan | None = None
+    ) -> None:
+        self.config, self.plan = config, plan
         self.model = build_model(config.model, compute=config.compute)
         self.mesh = make_mesh(config.mesh)
         rows = config.train.batch_size // config.train.micro_batches
@@ -41,7 +45,7 @@ class Programs:
                 f"{self.mesh.size * config.train.micro_batches}"
             )
         self.optimizer = make_optimizer(
-            config.optimizer, self.model.axes, total_steps=config.train.steps
+            config.optimizer, self.model.axes, total_steps=config.train.steps, plan=plan
         )
         causal = config.model.is_causal
         self.objective = Objective(
@@ -101,6 +105,26 @@ class Programs:
     def create_state(self, params: Params) -> TrainState:
         """The state before the first update."""
         return jax.jit(self._create, out_shardings=self.state_shardings)(params)
+
+    def grown_state(self, params: Params, source_state: Any) -> TrainState:
+        """The state before the first update, with the source's moments grown as its parameters.
+
+        Args:
+            params: the grown parameters.
+            source_state: optimizer state of the source when it was grown.
+        """
+        assert self.plan is not None
+        state = self.create_state(params)
+        moments = with_moments(state.opt_state, grow_optimizer_state(source_state, self.plan))
+        opt_state = jax.device_put(moments, self.state_shardings.opt_state)
+        return TrainState(state.step, state.params, opt_state)
+
+    def copy_distances(self, params: Params) -> dict[str, float]:
+        """How far the copies that growth made have parted, by axis; nothing without a growth."""
+        if self.plan is None:
+            return {}
+        distances = jax.jit(copy_distances, static_argnums=1)(params, self.plan)
+        return {f"copy_distance_{axis}": float(value) for axis, value in distances.items()}
 
     def put(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
         """This process's rows of a batch as one array over all devices."""

@@ -1,5 +1,6 @@
 """Models in folders, of a run, grown or Hugging Face's: one function reads all (effects: files)."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,8 +17,10 @@ import orbax.checkpoint as ocp
 from b2b_jax.axes import shapes
 from b2b_jax.convert import is_hf_folder, open_folder
 from b2b_jax.convert.match import InitMissing
+from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.checkpoint import FOLDER, FORMAT, CheckpointError, checkpoint_meta
+from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
 
@@ -156,6 +159,51 @@ def load_model(
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
     return SavedModel(config, params, meta, step, fingerprint(params))
+
+
+def load_optimizer(path: str | Path, *, step: int) -> Any:
+    """Read the optimizer state of one step of a run, whole, on the first device.
+
+    Raises:
+        CheckpointError: if the folder holds no such state.
+    """
+    if is_hf_folder(path):
+        raise CheckpointError(f"{path}: a Hugging Face folder holds no optimizer state")
+    manager, _ = _open(Path(path))
+    if step not in manager.all_steps():
+        raise CheckpointError(
+            f"{path}: the checkpoint of step {step} is gone, found {sorted(manager.all_steps())}"
+        )
+    meta = checkpoint_meta(manager, step)
+    if "config" not in meta:
+        raise CheckpointError(f"{path}: was not trained by b2b train, and has no optimizer state")
+    known = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    settings = {name: value for name, value in meta["config"]["optimizer"].items() if name in known}
+    config = ModelConfig.from_dict(meta["model"])
+    stored = meta.get("lineage", {}).get("growth_plan")
+    optimizer = make_optimizer(
+        OptimizerConfig(**settings),
+        config.axis_table(),
+        total_steps=1,
+        plan=None if stored is None else GrowthPlan.from_json(json.dumps(stored)),
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = {
+        leaf: jax.ShapeDtypeStruct(shape, np.float32)
+        for leaf, shape in shapes(config.axis_table(), config.axis_sizes()).items()
+    }
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        {
+            "step": jax.ShapeDtypeStruct((), np.int32),
+            "state": jax.eval_shape(optimizer.init, unflatten(params)),
+        },
+    )
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(optimizer=ocp.args.StandardRestore(abstract)),  # pyright: ignore
+    )
+    return restored["optimizer"]["state"]
 
 
 def save_model(

@@ -15,8 +15,13 @@ PLAIN_LINE_SECONDS = 10.0
 Row = Mapping[str, Any]
 
 
-def metric_columns(depths: Sequence[int]) -> tuple[str, ...]:
-    """Columns of metrics.csv for a run whose sub-models have these depths (none: no stage one)."""
+def metric_columns(depths: Sequence[int], *, copied: Sequence[str] = ()) -> tuple[str, ...]:
+    """Columns of metrics.csv.
+
+    Args:
+        depths: of the sub-models; none without stage one.
+        copied: axes whose copies are watched.
+    """
     return (
         "step",
         "stage",
@@ -26,6 +31,7 @@ def metric_columns(depths: Sequence[int]) -> tuple[str, ...]:
         "heldout_loss",
         "heldout_submodel_mean",
         *(f"heldout_depth_{depth}" for depth in depths),
+        *(f"copy_distance_{axis}" for axis in copied),
         "learning_rate",
         "grad_norm",
         "tokens_per_second",

@@ -1,0 +1,149 @@
+"""Training that goes on from a grown model: its moments, its rates, its copies."""
+
+import csv
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+import yaml
+from runs import Recorder, tiny_run
+
+from b2b_jax.cli import main
+from b2b_jax.commands.train import train_command
+from b2b_jax.growth import GrowthPlan, grow_optimizer_state
+from b2b_jax.models import ConfigError
+from b2b_jax.train.checkpoint import CheckpointError
+from b2b_jax.train.optim import OptimizerConfig, make_optimizer
+from b2b_jax.train.saved import load_model, load_optimizer
+from b2b_jax.tree import flatten
+
+SIZES = "hidden_size=32,num_attention_heads=4,intermediate_size=64,num_hidden_layers=2"
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A short run and what it is grown to."""
+    folder = tmp_path_factory.mktemp("grown_runs")
+    config = tiny_run(folder, "small")
+    assert train_command(config, reporter=Recorder()).exit_code == 0
+    words = ["grow", str(folder / "small"), str(folder / "large"), "--to", SIZES]
+    assert main([*words, "--method", "fpi"]) == 0
+    return folder, config
+
+
+def continued(folder, config, name, *, log="off", **optimizer):
+    model = load_model(folder / "large").config
+    return dataclasses.replace(
+        config,
+        run_dir=str(folder / name),
+        init=str(folder / "large"),
+        model=model.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        optimizer=dataclasses.replace(config.optimizer, **optimizer),
+        log=dataclasses.replace(config.log, symmetry=log),
+    )
+
+
+def adam(state) -> optax.ScaleByAdamState:
+    def is_adam(node):
+        return isinstance(node, optax.ScaleByAdamState)
+
+    (found,) = filter(is_adam, jax.tree.leaves(state, is_leaf=is_adam))
+    return found
+
+
+def test_moments_grow_with_the_parameters(grown):
+    folder, config = grown
+    reporter = Recorder()
+    run = continued(folder, config, "moments", state="grow")
+    assert train_command(run, reporter=reporter).exit_code == 0
+    assert any("moments of" in line for line in reporter.notes)
+    plan = GrowthPlan.from_json((folder / "large" / "growth_plan.json").read_text())
+    source_step = load_model(folder / "large").meta["lineage"]["source_step"]
+    before = load_optimizer(folder / "small", step=source_step)
+    assert float(np.abs(jax.tree.leaves(adam(before).mu)[0]).max()) > 0
+    after = load_optimizer(folder / "moments", step=run.train.steps)
+    expected = adam(grow_optimizer_state(before, plan))
+    shapes = {path: leaf.shape for path, leaf in flatten(adam(after).mu).items()}
+    assert shapes == {path: leaf.shape for path, leaf in flatten(expected.mu).items()}
+    # The schedule starts anew: the last row of a run has the same rate with and without.
+    fresh = continued(folder, config, "fresh")
+    train_command(fresh, reporter=Recorder())
+    rates = [rows(folder / name)[-1]["learning_rate"] for name in ("moments", "fresh")]
+    assert rates[0] == rates[1]
+    losses = [rows(folder / name)[-1]["loss"] for name in ("moments", "fresh")]
+    assert losses[0] != losses[1]
+    # Every layer counts the updates of the source and those since.
+    since = adam(load_optimizer(folder / "fresh", step=run.train.steps)).count
+    counts = jax.tree.map(lambda one, other: np.asarray(one + other), expected.count, since)
+    jax.tree.map(np.testing.assert_array_equal, adam(after).count, counts)
+    assert max(leaf.max() for leaf in jax.tree.leaves(counts)) > run.train.steps
+
+
+def rows(run_dir) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_copies_are_watched_and_a_run_with_scaled_rates_continues(grown):
+    folder, config = grown
+    run = continued(folder, config, "watched", log="on", rate_scale="copies")
+    short = dataclasses.replace(run, run_dir=str(folder / "watched"))
+    assert train_command(short, reporter=Recorder()).exit_code == 0
+    evaluated = [row for row in rows(folder / "watched") if row["heldout_loss"]]
+    for axis in ("embed", "heads", "mlp"):
+        distances = [float(row[f"copy_distance_{axis}"]) for row in evaluated]
+        # Without dropout nothing parts exact copies: growth without split or noise is tied.
+        assert max(distances) < 1e-3, (axis, distances)
+    # With the rates of copies the function moves less than without.
+    state = load_optimizer(folder / "watched", step=run.train.steps)
+    assert len(state) == len(load_optimizer(folder / "small", step=config.train.steps)) + 1
+    again = Recorder()
+    assert train_command(short, reporter=again).exit_code == 0
+    assert any("finished before" in line for line in again.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate_scale": "copies"}, "optimizer.rate_scale: found 'copies', which is for grown"),
+        ({"state": "grow"}, "is no grown model, or was trained"),
+        ({"log": "on"}, "log.symmetry: found 'on', which is for grown"),
+    ],
+    ids=str,
+)
+def test_what_only_a_grown_model_can_do(grown, changes, message):
+    folder, config = grown
+    run = continued(folder, config, "refused", **changes)
+    run = dataclasses.replace(run, init=str(folder / "small"), model=config.model)
+    with pytest.raises(ConfigError, match=message):
+        train_command(run, reporter=Recorder())
+    assert not (folder / "refused" / "checkpoints").exists()
+
+
+def test_rates_by_copies_need_a_plan(grown):
+    _, config = grown
+    with pytest.raises(ConfigError, match="'copies' is for grown models"):
+        make_optimizer(
+            OptimizerConfig(rate_scale="copies"), config.model.axis_table(), total_steps=1
+        )
+
+
+def test_moments_that_are_gone(grown, tmp_path):
+    folder, config = grown
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 999 is gone, found \["):
+        load_optimizer(folder / "small", step=999)
+    with pytest.raises(CheckpointError, match="was not trained by b2b train"):
+        load_optimizer(folder / "large", step=0)
+
+
+def test_a_run_of_an_older_version_lacks_new_settings(grown):
+    folder, config = grown
+    file = folder / "small" / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["optimizer"]["rate_scale"], stored["optimizer"]["state"]
+    file.write_text(yaml.safe_dump(stored))
+    reporter = Recorder()
+    assert train_command(config, reporter=reporter).exit_code == 0
+    assert any("finished before" in line for line in reporter.notes)
