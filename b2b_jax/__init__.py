@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from b2b_jax.axes import Axes, AxisError
 from b2b_jax.convert import ConvertError
 from b2b_jax.evaluate import VerifyReport, calibrate, verify
 from b2b_jax.growth import (
@@ -31,9 +32,12 @@ from b2b_jax.growth import (
     shrink,
 )
 from b2b_jax.models import Compute, ConfigError, Model, ModelConfig, build_model, preset
+from b2b_jax.tree import stack_layers, unstack_layers
 from b2b_jax.types import Params
 
 __all__ = [
+    "Axes",
+    "AxisError",
     "Compute",
     "ConfigError",
     "ConvertError",
@@ -56,6 +60,8 @@ __all__ = [
     "preset",
     "save",
     "shrink",
+    "stack_layers",
+    "unstack_layers",
     "verify",
 ]
 

@@ -1,8 +1,12 @@
 """Path-wise work on nested parameter dicts."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from b2b_jax.types import FlatParams, Params
 
@@ -15,7 +19,8 @@ def flatten(params: Mapping[str, Any]) -> FlatParams:
     """Turn a nested dict into one dict keyed by slash-joined path, in sorted order.
 
     Args:
-        params: nested mappings with string keys; anything that is no mapping is a leaf.
+        params: nested mappings; anything that is no mapping is a leaf. Keys that are numbers, as
+            those of lists in `flax.nnx`, become words.
 
     Example:
         >>> flatten({"mlp": {"up": 1}, "bias": 2})
@@ -23,7 +28,7 @@ def flatten(params: Mapping[str, Any]) -> FlatParams:
     """
     flat: FlatParams = {}
 
-    def visit(node: Mapping[str, Any], prefix: str) -> None:
+    def visit(node: Mapping[Any, Any], prefix: str) -> None:
         for key in sorted(node):
             path = f"{prefix}{key}"
             if isinstance(node[key], Mapping):
@@ -66,6 +71,65 @@ def map_with_path(function: Callable[..., Any], tree: Mapping[str, Any], *rest: 
             for path, leaf in flatten(tree).items()
         }
     )
+
+
+def stack_layers(params: Mapping[str, Any], pattern: str, *, to: str = "layers") -> Params:
+    """Put numbered subtrees of equal structure into one whose leaves have a leading layers axis.
+
+    Args:
+        params: nested mappings, as Linen's ``params`` or `flax.nnx.to_pure_dict` give them.
+        pattern: path of the subtrees with braces for the number, such as ``block_{}``.
+        to: path of the stacked subtree.
+
+    Raises:
+        StructureError: if there are none, numbers are left out, or the subtrees differ.
+
+    Example:
+        >>> import numpy as np
+        >>> params = {"block_0": {"bias": np.zeros(3)}, "block_1": {"bias": np.ones(3)}}
+        >>> stack_layers(params, "block_{}")["layers"]["bias"].shape
+        (2, 3)
+    """
+    numbered, rest = {}, {}
+    matcher = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)") + "/(.+)")
+    for path, leaf in flatten(params).items():
+        match = matcher.fullmatch(path)
+        if match is None:
+            rest[path] = leaf
+        else:
+            numbered.setdefault(int(match[1]), {})[match[2]] = leaf
+    expected = {path: np.shape(leaf) for path, leaf in numbered.get(0, {}).items()}
+    wrong = [
+        f"{pattern.format(number)}: {found or 'no such subtree'}"
+        for number in range(max(numbered, default=0) + 1)
+        if (found := difference(numbered.get(number, {}), expected)) or number not in numbered
+    ]
+    if wrong:
+        raise StructureError(
+            f"{pattern}: expected subtrees of equal structure, numbered from 0.\n"
+            + "\n".join(wrong)
+        )
+    layers = [numbered[number] for number in sorted(numbered)]
+    stacked = {f"{to}/{path}": jnp.stack([layer[path] for layer in layers]) for path in expected}
+    return unflatten(rest | stacked)
+
+
+def unstack_layers(params: Mapping[str, Any], pattern: str, *, of: str = "layers") -> Params:
+    """Undo `stack_layers`.
+
+    Example:
+        >>> import numpy as np
+        >>> sorted(unstack_layers({"layers": {"bias": np.ones((2, 3))}}, "block_{}"))
+        ['block_0', 'block_1']
+    """
+    flat: FlatParams = {}
+    for path, leaf in flatten(params).items():
+        if path.startswith(f"{of}/"):
+            for number, one in enumerate(leaf):
+                flat[f"{pattern.format(number)}/{path.removeprefix(f'{of}/')}"] = one
+        else:
+            flat[path] = leaf
+    return unflatten(flat)
 
 
 @dataclass(frozen=True)

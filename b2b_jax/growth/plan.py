@@ -52,6 +52,7 @@ class GrowthPlan:
             the parameter's initialisation.
         norm_scales: path of a norm's scale -> calibrated factor of every source layer, or of itself
             if it is not stacked.
+        residual_axes: axes of the residual stream that no parameter outside the layers names.
     """
 
     source: dict[str, Any]
@@ -71,6 +72,7 @@ class GrowthPlan:
     split: Split = "equal"
     noise: float = 0.0
     norm_scales: dict[str, list[float]] = field(default_factory=dict)
+    residual_axes: list[str] = field(default_factory=list)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GrowthPlan) and self._identity == other._identity
@@ -102,7 +104,7 @@ class GrowthPlan:
             if "layers" not in axes.indexed
             for name in axes.names
         }
-        return frozenset(everywhere - outside - {"layers"})
+        return frozenset(everywhere - outside - {"layers", *self.residual_axes})
 
     def donated_axes(self, path: str) -> tuple[str, ...]:
         """Axes of a parameter whose new entries AKI takes from the upper layer."""
@@ -224,57 +226,15 @@ class GrowthPlan:
 
     def rule(self, path: str) -> str:
         """What happens to one parameter, in words."""
-        if self.method == "random":
-            return "fresh"
-        axes = self.axes[path]
-        grown = [name for name in dict.fromkeys(axes.names) if not self.maps[name].is_identity]
-        if self.method == "direct_copy":
-            return f"leading corner, rest fresh ({', '.join(grown)})" if grown else "copy"
-        parts = []
-        if grown:
-            parts.append("gather " + ", ".join(grown))
-        divided = [
-            name
-            for name, is_divided in zip(axes.names, axes.divided, strict=True)
-            if is_divided and name in grown
-        ]
-        if divided:
-            share = "divide by copies of " if self.split == "equal" else "unequal shares of "
-            parts.append(share + ", ".join(divided))
-        means = [name for name in grown if self.maps[name].is_mean.any()]
-        read_by_it = self.unread_entries(path).any()
-        for name in means:
-            fill = "fresh" if read_by_it and name in divided else "mean"
-            parts.append(f"{'0' if axes.role == 'norm_bias' else fill} in new {name}")
-        if path in self.norm_scales:
-            parts.append("calibrated factor per layer")
-        donated = self.donated_axes(path)
-        if donated:
-            parts.append(f"new {', '.join(donated)} from layer l+1")
-        if self.is_silenced(path):
-            parts.append(f"zero in layers {np.flatnonzero(self.silent_layers).tolist()}")
-        return "; ".join(parts) or "copy"
+        from b2b_jax.growth.describe import rule
+
+        return rule(self, path)
 
     def describe(self) -> str:
         """The plan as a text table: one line per parameter, then what to expect."""
-        rows = [("parameter", "source", "target", "rule")] + [
-            (path, str(self.source_shapes[path]), str(self.target_shapes[path]), self.rule(path))
-            for path in self.axes
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        if "layers" in self.maps and self.method in ("fpi", "aki"):
-            lines.append(f"layer order: {self.maps['layers'].indices.tolist()}")
-        lines.append(
-            "exact: the grown model computes the source's function"
-            if self.is_exact
-            else "not exact: " + "; ".join(self.why_inexact)
-        )
-        return "\n".join(lines)
+        from b2b_jax.growth.describe import describe
+
+        return describe(self)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""

@@ -26,6 +26,7 @@ from b2b_jax.growth.maps import IndexMap, identity
 from b2b_jax.growth.noise import noisy_axis
 from b2b_jax.growth.plan import AkiScope, GrowthPlan, Method, NormPosition
 from b2b_jax.growth.requirements import (
+    apart_problems,
     depth_problems,
     fresh_problems,
     norm_problems,
@@ -55,6 +56,7 @@ def plan_growth(
     axes: Mapping[str, Axes | str] | None = None,
     sizes: GrownSizes | None = None,
     norm_position: NormPosition = "post",
+    residual_axes: Sequence[str] = (),
 ) -> GrowthPlan:
     """Plan the growth of every parameter of ``source`` into ``target`` (bert2BERT, section 3).
 
@@ -81,6 +83,8 @@ def plan_growth(
             that `Axes.parse` reads.
         sizes: with ``axes``: axis name -> size, or (source size, target size).
         norm_position: with ``axes``: "pre" if every block normalises its input only.
+        residual_axes: with ``axes``: axes of the residual stream that no parameter outside the
+            layers names, such as the tokens of an MLP-Mixer. Blocks write to them.
 
     Raises:
         GrowthError: lists every reason why the target cannot be reached.
@@ -163,6 +167,7 @@ def plan_growth(
         split=split,
         noise=noise,
         norm_scales=dict(norm.scales) if isinstance(norm, NormCalibration) else {},
+        residual_axes=list(residual_axes),
     )
     _refuse(_plan_problems(plan))
     return plan
@@ -224,6 +229,8 @@ def _plan_problems(plan: GrowthPlan) -> list[str]:
     ]
     unread = [path for path in plan.axes if plan.unread_entries(path).any()]
     found += fresh_problems(plan.axes, unread, why="norm 'mean_pad'")
+    if plan.norm == "mean_pad":
+        found += apart_problems(plan.axes, plan.normed_axes)
     if plan.noise:
         noisy = [
             path for path, axes in plan.axes.items() if noisy_axis(axes, plan.maps) is not None

@@ -134,6 +134,29 @@ def norm_problems(
     return found
 
 
+def apart_problems(table: AxisTable, normed: tuple[str, ...]) -> list[str]:
+    """Kernels inside layers that work on every entry of the residual stream by itself.
+
+    What they make of the mean of all entries is not the mean of what they make of the entries.
+    """
+    groups: list[tuple[set[str], list[str]]] = []
+    for path, axes in table.items():
+        if axes.role != "kernel" or "layers" not in axes.indexed:
+            continue
+        names, paths = set(axes.consumes + axes.produces), [path]
+        for other in [group for group in groups if group[0] & names]:
+            groups.remove(other)
+            names, paths = names | other[0], other[1] + paths
+        groups.append((names, paths))
+    return [
+        f"norm 'mean_pad': {', '.join(paths)} work on every entry of {', '.join(normed)} by "
+        "itself, so that entries which are the mean would not stay it; choose a multiple of the "
+        "width"
+        for names, paths in groups
+        if not names & set(normed)
+    ]
+
+
 def fresh_problems(table: AxisTable, paths: list[str], *, why: str) -> list[str]:
     """Parameters that growth draws something for, and that do not say how wide to draw it."""
     lacking = [path for path in paths if not table[path].init_std]

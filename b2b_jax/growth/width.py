@@ -68,8 +68,6 @@ def reindex(leaf: Float[AnyArray, "..."], grown: IndexMap, *, axis: int) -> Floa
     if grown.is_identity:
         return leaf
     copied = ~grown.is_mean
-    if not copied.any():
-        raise ValueError("a map without any copy")
     parts = namespace(leaf)
     lower = gather(leaf, np.where(copied, grown.indices, 0), axis=axis)
     if grown.fractions is not None:

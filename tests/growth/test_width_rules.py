@@ -343,7 +343,7 @@ def test_what_is_drawn_needs_a_deviation():
 def test_plans_of_the_first_format_are_read(gpt):
     plan = plan_growth(gpt, tiny.wider(gpt), method="fpi")
     text = plan.to_json().replace('"format": 2', '"format": 1')
-    for name in ("norm", "split", "noise", "norm_scales"):
+    for name in ("norm", "split", "noise", "norm_scales", "residual_axes"):
         value = getattr(plan, name)
         text = text.replace(f', "{name}": {dataclasses.asdict(plan)[name]!r}'.replace("'", '"'), "")
         assert f'"{name}": {value}' not in text
