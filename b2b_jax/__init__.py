@@ -23,16 +23,18 @@ from b2b_jax.growth import (
     GrowthError,
     GrowthPlan,
     IndexMap,
+    NormCalibration,
     compose_plans,
     copy_distances,
     grow,
     grow_optimizer_state,
     learning_rate_scale,
+    mean_pad_epsilon,
     plan_growth,
     shrink,
 )
 from b2b_jax.models import Compute, ConfigError, Model, ModelConfig, build_model, preset
-from b2b_jax.tree import stack_layers, unstack_layers
+from b2b_jax.tree import flatten, stack_layers, unflatten, unstack_layers
 from b2b_jax.types import Params
 
 __all__ = [
@@ -46,21 +48,25 @@ __all__ = [
     "IndexMap",
     "Model",
     "ModelConfig",
+    "NormCalibration",
     "Params",
     "VerifyReport",
     "build_model",
     "calibrate",
     "compose_plans",
     "copy_distances",
+    "flatten",
     "grow",
     "grow_optimizer_state",
     "learning_rate_scale",
     "load",
+    "mean_pad_epsilon",
     "plan_growth",
     "preset",
     "save",
     "shrink",
     "stack_layers",
+    "unflatten",
     "unstack_layers",
     "verify",
 ]

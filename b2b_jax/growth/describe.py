@@ -30,7 +30,7 @@ def rule(plan: GrowthPlan, path: str) -> str:
         fill = "fresh" if read_by_it and name in divided else "mean"
         parts.append(f"{'0' if axes.role == 'norm_bias' else fill} in new {name}")
     if path in plan.norm_scales:
-        parts.append("calibrated factor per layer")
+        parts.append("calibrated factor")
     donated = plan.donated_axes(path)
     if donated:
         parts.append(f"new {', '.join(donated)} from layer l+1")

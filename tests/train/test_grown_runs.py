@@ -130,8 +130,8 @@ def test_rates_by_copies_need_a_plan(grown):
         )
 
 
-def test_moments_that_are_gone(grown, tmp_path):
-    folder, config = grown
+def test_moments_that_are_gone(grown):
+    folder, _ = grown
     with pytest.raises(CheckpointError, match=r"the checkpoint of step 999 is gone, found \["):
         load_optimizer(folder / "small", step=999)
     with pytest.raises(CheckpointError, match="was not trained by b2b train"):
