@@ -58,7 +58,7 @@ def _lineage(lineage: dict[str, Any]) -> str:
         plan = GrowthPlan.from_json(json.dumps(lineage["growth_plan"]))
         exact = "exact" if plan.is_exact else "not exact: " + "; ".join(plan.why_inexact)
         lines.append(
-            f"  grown by {plan.method}, mapping {plan.mapping}, norm {plan.norm}, depth {plan.depth}, "
-            f"seed {plan.seed}, b2b_jax {plan.library_version}; {exact}"
+            f"  grown by {plan.method}, mapping {plan.mapping}, norm {plan.norm}, "
+            f"depth {plan.depth}, seed {plan.seed}, b2b_jax {plan.library_version}; {exact}"
         )
     return "\n".join(lines)
