@@ -27,6 +27,8 @@ from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_s
 from b2b_jax.tree import unflatten
 from b2b_jax.types import Params
 
+_copy_distances = jax.jit(copy_distances, static_argnums=1)
+
 
 class Programs:
     """Model, optimizer, mesh and the jitted functions of one run."""
@@ -123,7 +125,7 @@ class Programs:
         """How far the copies that growth made have parted, by axis; nothing without a growth."""
         if self.plan is None:
             return {}
-        distances = jax.jit(copy_distances, static_argnums=1)(params, self.plan)
+        distances = _copy_distances(params, self.plan)
         return {f"copy_distance_{axis}": float(value) for axis, value in distances.items()}
 
     def put(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
