@@ -70,9 +70,12 @@ def calibrate(
         found = calibrate_norms(
             {path: np.stack(layers) for path, layers in read.items()}, target=hidden_size
         )
-        rows = max(1, FIT_TOKENS // seen.shape[1])
-        few = {name: field[:rows] for name, field in inputs.items()}
-        factors = _fitted(model, params, few, jnp.asarray(seen[:rows]), found)
+        if found.grown.is_even:
+            return found
+        # Rows with most tokens first: none of those that are fitted on is all padding.
+        rows = np.argsort(-seen.sum(1), kind="stable")[: max(1, FIT_TOKENS // seen.shape[1])]
+        few = {name: field[rows] for name, field in inputs.items()}
+        factors = _fitted(model, params, few, jnp.asarray(seen[rows]), found)
     scales = {path: np.asarray(leaf, float).tolist() for path, leaf in factors.items()}
     return dataclasses.replace(found, scales=scales)
 

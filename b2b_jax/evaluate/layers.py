@@ -113,8 +113,9 @@ def layer_errors(
 ) -> tuple[LayerError, ...]:
     """Compare the hidden states of a grown model with those of its source, layer by layer.
 
-    Every layer of the grown model is compared with the source's layer of the same number, and
-    those beyond the source's depth with the source's last.
+    Every layer of the grown model is compared with the source's layer that it copies, as far as
+    the plan keeps their order; else with the layer of the same number, and those beyond the
+    source's depth with the source's last.
 
     Args:
         source: hidden states of the source, embeddings first.
@@ -123,11 +124,14 @@ def layer_errors(
         plan: says which entry of the residual stream copies which; without it, the leading ones
             are taken to copy the source in order.
     """
+    order = np.arange(len(grown) - 1)
+    if plan is not None and (np.diff(plan.maps["layers"].indices) >= 0).all():
+        order = plan.maps["layers"].indices  # also where silent layers lie between
     width = source[0].shape[-1]
     places, indices = compared_entries(width, plan)
     found = []
     for number, state in enumerate(grown):
-        partner = min(number, len(source) - 1)
+        partner = min(int(order[number - 1]) + 1, len(source) - 1) if number else 0
         expected = source[partner][seen][:, indices]
         error = np.linalg.norm(state[seen][:, places] - expected)
         found.append(
@@ -140,7 +144,7 @@ def layer_errors(
 
 def compared_entries(width: int, plan: GrowthPlan | None) -> tuple[np.ndarray, np.ndarray]:
     """Entries of the residual stream that copy one of the source's, and which one."""
-    if plan is None:
+    if plan is None or plan.method not in ("fpi", "aki"):
         return np.arange(width), np.arange(width)
     grown = plan.maps["embed"]
     places = np.flatnonzero(grown.is_copy)

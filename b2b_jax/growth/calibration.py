@@ -57,15 +57,25 @@ def calibrate_norms(
         >>> found.grown.counts.sum(), len(found.scales["norm/scale"])
         (12, 1)
     """
-    if not inputs or next(iter(inputs.values())).shape[1] < 2:
-        raise GrowthError("calibration needs at least one norm and two tokens of text")
+    widths = {x.shape[2] for x in inputs.values()}
+    if len(widths) != 1 or min(x.shape[1] for x in inputs.values()) < 2:
+        raise GrowthError(
+            "calibration needs at least one norm, all of one width, and two tokens of text; found "
+            f"{len(inputs)} norms of the widths {sorted(widths)}"
+        )
+    if target < min(widths):
+        raise GrowthError(f"target: found {target}, expected at least {min(widths)}")
     normed = {path: _normalised(x) for path, x in inputs.items()}
     width = next(iter(normed.values())).shape[2]
     whole, extra = divmod(target, width)
     start = np.arange(width) < extra
     chosen = _swapped(_pair_errors(normed), start)
     counts = whole + chosen
-    factors = {path: [_factor(z, counts) for z in layers] for path, layers in normed.items()}
+    is_even = bool((counts == counts[0]).all())
+    factors = {
+        path: [1.0 if is_even else _factor(z, counts) for z in layers]
+        for path, layers in normed.items()
+    }
     indices = np.concatenate([np.tile(np.arange(width), whole), np.flatnonzero(chosen)])
     return NormCalibration(IndexMap(indices, width), factors)
 
@@ -129,5 +139,8 @@ def _statistics(z: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _factor(z: np.ndarray, counts: np.ndarray) -> float:
     """The factor that brings the grown norm's output nearest to the source's: least squares."""
+    z = z[(z**2).mean(-1) > 0.5]  # not of tokens whose entries are all equal
+    if not len(z):
+        return 1.0
     mean, variance = _statistics(z, counts)
     return float((1 / np.sqrt(variance)).mean() / ((1 + mean**2) / variance).mean())

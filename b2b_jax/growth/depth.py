@@ -68,6 +68,8 @@ def layer_order(depth: Depth, source: int, target: int) -> IndexMap:
     """
     if isinstance(depth, str):
         return ORDERS[depth](source, target)  # pyright: ignore[reportArgumentType]
+    if not all(isinstance(layer, int | np.integer) for layer in depth):
+        raise GrowthError(f"depth: found the layers {list(depth)}, expected whole numbers")
     wrong = [layer for layer in depth if not 0 <= layer < source]
     if len(depth) != target or wrong:
         raise GrowthError(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from b2b_jax.axes import Axes, AxisTable
 from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.plan import NormPosition
@@ -82,14 +84,22 @@ def table_models(
         path: entry if isinstance(entry, Axes) else Axes.parse(entry)
         for path, entry in axes.items()
     }
-    missing = {name for entry in table.values() for name in entry.names} - sizes.keys()
-    if missing:
-        raise GrowthError(
-            f"sizes: none given for the axes {sorted(missing)}; expected a number, or source and "
-            "target, for each"
-        )
-    small, large = (
-        {name: size if isinstance(size, int) else size[end] for name, size in sizes.items()}
-        for end in (0, 1)
-    )
+    names = {name for entry in table.values() for name in entry.names}
+    found = [] if table else ["axes: found no parameter"]
+    if names - sizes.keys():
+        found.append(f"sizes: none given for the axes {sorted(names - sizes.keys())}")
+    if sizes.keys() - names:
+        found.append(f"sizes: no parameter has the axes {sorted(sizes.keys() - names)}")
+    ends: dict[str, tuple[int, int]] = {}
+    for name, size in sizes.items():
+        pair = size if isinstance(size, tuple | list) else (size, size)
+        if len(pair) != 2 or not all(isinstance(end, int | np.integer) for end in pair):
+            found.append(
+                f"sizes: {name}: found {size!r}, expected a whole number, or source and target size"
+            )
+        else:
+            ends[name] = int(pair[0]), int(pair[1])
+    if found:
+        raise GrowthError("This model cannot be grown:\n  " + "\n  ".join(found))
+    small, large = ({name: pair[end] for name, pair in ends.items()} for end in (0, 1))
     return TableModel(table, small, norm_position), TableModel(table, large, norm_position)

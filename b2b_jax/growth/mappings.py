@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.maps import MEAN, IndexMap
 
 Mapping = Literal["cyclic", "balanced", "uniform"]
@@ -74,9 +75,9 @@ def interpolated(source: int, target: int) -> IndexMap:
         >>> interpolated(3, 5).fractions.tolist()
         [0.0, 0.5, 0.0, 0.5, 0.0]
     """
-    places = np.arange(target) * ((source - 1) / max(target - 1, 1))
-    lower = np.floor(places)
-    return IndexMap(lower, source, fractions=places - lower)
+    steps = max(target - 1, 1)
+    lower, rest = np.divmod(np.arange(target) * (source - 1), steps)
+    return IndexMap(lower, source, fractions=rest / steps)
 
 
 def after_fixed(grown: IndexMap, fixed: int) -> IndexMap:
@@ -101,7 +102,10 @@ def with_donors(source: int, donors: Sequence[int]) -> IndexMap:
         >>> with_donors(3, [0, 0, 2]).indices.tolist()
         [0, 1, 2, 0, 0, 2]
     """
-    return IndexMap(np.append(np.arange(source), np.asarray(donors, int)), source)
+    given = np.asarray(donors)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise GrowthError(f"donors: found {donors!r}, expected a list of whole numbers")
+    return IndexMap(np.append(np.arange(source), given.astype(int)), source)
 
 
 Maker = Callable[[int, int, np.random.Generator], IndexMap]

@@ -33,14 +33,16 @@ class IndexMap:
     fractions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if np.asarray(self.indices).dtype.kind not in "iu":
+            raise GrowthError(f"an index map must be of whole numbers, found {self.indices!r}")
         indices = np.array(self.indices, np.int32)  # a copy, for it is made read-only
         if indices.ndim != 1 or (
             indices.size and not MEAN <= indices.min() <= indices.max() < self.source_size
         ):
             raise GrowthError(
                 f"an index map must be one list of indices in [0, {self.source_size}), "
-                f"found shape {indices.shape} with values {indices.min(initial=0)} to "
-                f"{indices.max(initial=0)}"
+                f"found shape {indices.shape} with values "
+                + (f"{indices.min()} to {indices.max()}" if indices.size else "of none")
             )
         indices.setflags(write=False)
         object.__setattr__(self, "indices", indices)
@@ -64,6 +66,12 @@ class IndexMap:
             raise GrowthError(
                 f"{name}: found shape {numbers.shape}, expected {self.indices.shape}, one number "
                 "for every target entry"
+            )
+        if not np.isfinite(numbers).all():
+            raise GrowthError(f"{name}: found {numbers[~np.isfinite(numbers)][0]}, no number")
+        if name == "fractions" and not ((numbers >= 0) & (numbers < 1)).all():
+            raise GrowthError(
+                f"fractions: found {numbers.min()} to {numbers.max()}, expected 0 <= f < 1"
             )
         numbers.setflags(write=False)
         object.__setattr__(self, name, numbers)
@@ -111,6 +119,11 @@ class IndexMap:
         """Which target entries are one source entry as it is: bool ``[target]``."""
         return ~self.is_mean if self.fractions is None else ~self.is_mean & (self.fractions == 0)
 
+    @cached_property
+    def is_new_copy(self) -> np.ndarray:
+        """Which target entries beyond the source's size are copies: bool ``[target]``."""
+        return self.is_copy & (np.arange(self.target_size) >= self.source_size)
+
     @property
     def is_identity(self) -> bool:
         """Whether the axis stays as it is."""
@@ -119,7 +132,10 @@ class IndexMap:
     @property
     def starts_with_identity(self) -> bool:
         """Whether the first source-size entries copy themselves, as Eq. 5 and 6 demand."""
-        return np.array_equal(self.indices[: self.source_size], np.arange(self.source_size))
+        own = slice(self.source_size)
+        return np.array_equal(self.indices[own], np.arange(self.source_size)) and bool(
+            self.is_copy[own].all()
+        )
 
     @property
     def is_even(self) -> bool:

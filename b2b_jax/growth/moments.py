@@ -42,9 +42,9 @@ def grow_optimizer_state(opt_state: Any, plan: GrowthPlan) -> Any:
 
     with the copy counts of the produced axes only: dual to the parameters, which divide along the
     consumed ones. It holds for equal splits; with unequal shares of the residual stream only the
-    sum over copies does. First moments follow the gradient, second moments its square. Entries
-    that AKI takes from the layer above, and fresh ones, start from zero. What holds no entry per
-    parameter, such as a step count, stays.
+    sum over copies does, and noise and padded norms change the gradient as well. First moments
+    follow the gradient, second moments its square. Entries that AKI takes from the layer above,
+    and fresh ones, start from zero. What holds no entry per parameter, such as a step count, stays.
 
     Args:
         opt_state: any nesting of optax states whose moments mirror the parameters: Adam(W), Lion,
@@ -78,7 +78,7 @@ def grow_gradient(grads: Mapping[str, Any], plan: GrowthPlan) -> Params:
 
     Args:
         grads: nested dict of the source's gradients.
-        plan: an "fpi" plan.
+        plan: an "fpi" plan with equal splits, without noise and padding.
     """
     return unflatten(
         {path: _grow_moment(path, leaf, plan, power=1) for path, leaf in flatten(grads).items()}
@@ -105,7 +105,8 @@ def _grow_mirror(
 ) -> Params:
     grown = {}
     for path, leaf in flatten(node).items():
-        if not hasattr(leaf, "shape") or leaf.shape in ((), (1,)):
+        is_whole = getattr(leaf, "shape", ()) == plan.source_shapes[path]
+        if not is_whole and getattr(leaf, "shape", ()) in ((), (1,)):
             grown[path] = leaf  # left out by a mask, or a placeholder
         elif field in COUNTS:
             grown[path] = _grow_count(path, leaf, plan)
@@ -160,6 +161,13 @@ def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float
         share = _share(axes, dimension, plan)
         if share is not None:
             grown = grown * along(share, dimension, grown.ndim) ** power
+        if axes.role == "norm_scale":  # scaled the other way than the scale itself
+            grown = grown / np.float32(plan.maps[name].variance_ratio ** (power / 2))
+    if path in plan.norm_scales:
+        factors = np.asarray(plan.norm_scales[path], np.float32)
+        if axes.indexed[:1] == ("layers",):
+            factors = factors[plan.maps["layers"].indices]
+        grown = grown / along(factors, 0, grown.ndim) ** power
     return jnp.where(_starts_afresh(path, plan), 0.0, grown).astype(dtype)
 
 
@@ -180,8 +188,8 @@ def _starts_afresh(path: str, plan: GrowthPlan) -> np.ndarray:
     afresh = afresh | along(plan.silent_layers, 0, ndim)
     for dimension, name in enumerate(axes.names):
         if name in plan.donated_axes(path):
-            beyond = np.arange(plan.maps[name].target_size) >= plan.maps[name].source_size
-            afresh = afresh | (along(has_upper, 0, ndim) & along(beyond, dimension, ndim))
+            is_new = along(plan.maps[name].is_new_copy, dimension, ndim)
+            afresh = afresh | (along(has_upper, 0, ndim) & is_new)
     return afresh
 
 
@@ -206,13 +214,17 @@ def _grow_factored(
         )
         return leaf
     axes, dtype = plan.axes[path], leaf.dtype
+    if plan.method in ("direct_copy", "random"):
+        return jnp.zeros([target[d] for d in kept], dtype)
     grown = jnp.asarray(leaf, jnp.float32)
+    copies = plan.maps[axes.names[reduced]].is_copy
     share = _share(axes, reduced, plan)
-    if share is not None:
-        grown = grown * float((share**2).mean())
+    grown = grown * float((copies * (1.0 if share is None else share**2)).mean())
     for position, dimension in enumerate(kept):
         indices = np.maximum(plan.maps[axes.names[dimension]].indices, 0)
         grown = gather(grown, indices, axis=position)
+        is_copy = plan.maps[axes.names[dimension]].is_copy
+        grown = grown * along(is_copy.astype(np.float32), position, grown.ndim)
         share = _share(axes, dimension, plan)
         if share is not None:
             grown = grown * along(share, position, grown.ndim) ** 2

@@ -157,9 +157,12 @@ class GrowthPlan:
 
     @cached_property
     def listed_axes(self) -> frozenset[str]:
-        """Axes whose entries have numbers that the input names: vocabulary, positions, types."""
-        indexed = {name for axes in self.axes.values() for name in axes.indexed}
-        return frozenset(indexed - {"layers"})
+        """Axes whose entries the input or the output names: vocabulary, positions, classes."""
+        tables = self.axes.values()
+        indexed = {name for axes in tables for name in axes.indexed}
+        produced = {name for axes in tables for name in axes.produces}
+        consumed = {name for axes in tables for name in axes.consumes}
+        return frozenset((indexed | (produced - consumed - set(self.normed_axes))) - {"layers"})
 
     @cached_property
     def copied_axes(self) -> tuple[str, ...]:
@@ -196,11 +199,16 @@ class GrowthPlan:
                 reasons.append(f"{name}: {int((grown.counts == 0).sum())} entries have no copy")
             elif name in self.listed_axes and not grown.starts_with_identity:
                 reasons.append(f"{name} renumbers or mixes the entries that the source has")
+        factors = {factor for factors in self.norm_scales.values() for factor in factors}
+        if factors - {1.0} and all(self.maps[name].is_even for name in self.normed_axes):
+            reasons.append("calibrated factors change the norms")
         order = self.maps.get("layers")
         if order is not None and not order.is_identity and self.depth != "identity":
+            again = (
+                "runs layers again" if (order.counts > 1).any() else "runs them in another order"
+            )
             reasons.append(
-                f"layers {order.source_size} -> {order.target_size} by {self.depth} "
-                "runs layers again"
+                f"layers {order.source_size} -> {order.target_size} by {self.depth} {again}"
             )
         return tuple(reasons)
 
@@ -267,6 +275,11 @@ class GrowthPlan:
             fields["maps"] = {
                 name: IndexMap.from_dict(entry) for name, entry in fields["maps"].items()
             }
+            if fields["maps"].keys() != fields["source_sizes"].keys():
+                raise GrowthError(
+                    f"growth plan: found maps of {sorted(fields['maps'])}, expected "
+                    f"{sorted(fields['source_sizes'])}"
+                )
             return cls(**fields)
         except GrowthError:
             raise

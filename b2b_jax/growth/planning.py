@@ -88,6 +88,7 @@ def plan_growth(
 
     Raises:
         GrowthError: lists every reason why the target cannot be reached.
+        AxisError: if the text of an entry of ``axes`` cannot be read.
 
     Example:
         >>> from b2b_jax.models import preset
@@ -99,10 +100,12 @@ def plan_growth(
         >>> plan.target_shapes["down/kernel"]
         (13, 4)
     """
-    if source is None or target is None:
-        if axes is None or sizes is None or source is not None or target is not None:
-            raise GrowthError("expected a source and a target config, or axes= and sizes=")
+    configs, table_given = (source, target), (axes, sizes)
+    if any(config is None for config in configs) == any(part is None for part in table_given):
+        raise GrowthError("expected a source and a target config, or axes= and sizes=")
+    if axes is not None and sizes is not None:
         source, target = table_models(axes, sizes, norm_position)
+    assert source is not None and target is not None
     rule = "calibrated" if isinstance(norm, NormCalibration) else norm
     found = option_problems(
         method=method,
@@ -111,11 +114,12 @@ def plan_growth(
         aki_scope=aki_scope,
         norm=rule,
         split=split,
+        norm_position=norm_position,
     )
     found += [
         f"{name}: found {value}, expected at least 0"
         for name, value in (("seed", seed), ("noise", noise))
-        if value < 0
+        if not 0 <= value < np.inf
     ]
     found += size_problems(source, target, norm=rule)
     found += depth_problems(source, target, depth=depth)
@@ -124,10 +128,13 @@ def plan_growth(
     table = dict(target.axis_table())
     found += norm_problems(source, both, normed_axes(table), norm=norm, method=method)
     width_axes = sorted(both.keys() - {"layers"})
-    found += [
-        f"maps: there is no axis {name!r}; there are {', '.join(width_axes)}"
-        for name in sorted((maps or {}).keys() - set(width_axes))
-    ]
+    for name in sorted((maps or {}).keys()):
+        if name == "layers":
+            found.append("maps: the order of layers is depth='...', or a list of layers there")
+        elif name not in width_axes:
+            found.append(f"maps: there is no axis {name!r}; there are {', '.join(width_axes)}")
+        elif norm != "plain" and name in normed_axes(table):
+            found.append(f"maps: {name} is mapped by norm {rule!r}; leave it out, or norm 'plain'")
     _refuse(found)
     rules: dict[str, AxisRule] = {**dict.fromkeys(width_axes, mapping), **DEFAULT_RULES}
     if norm != "plain":
@@ -143,11 +150,11 @@ def plan_growth(
                 grown[name] = layer_order(depth, *ends)
                 continue
             fixed = offset if name == "positions" else 0
-            grown[name] = _axis_map(name, ends, rules[name], rng, fixed=fixed)
+            grown[name] = _axis_map(ends, rules[name], rng, fixed=fixed)
             if split == "unequal" and grown[name].shares is None:
                 grown[name] = split_unequally(grown[name], rng)
         except GrowthError as error:
-            found.append(str(error))
+            found.append(str(error) if name == "layers" else f"maps: {name}: {error}")
     _refuse(found)
     plan = GrowthPlan(
         source=source.to_dict(),
@@ -179,7 +186,6 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _axis_map(
-    name: str,
     ends: tuple[int, int],
     rule: AxisRule,
     rng: np.random.Generator,
@@ -193,18 +199,22 @@ def _axis_map(
             return mean_padded(source, target)
         if rule not in AXIS_MAPPINGS:
             raise GrowthError(
-                f"maps: {name}: found {rule!r}, expected one of {tuple(AXIS_MAPPINGS)}, the donors "
-                "of the new entries, or an IndexMap"
+                f"found {rule!r}, expected one of {tuple(AXIS_MAPPINGS)}, the donors of the new "
+                "entries, or an IndexMap"
             )
         if source == target:
             return identity(source)
         made = AXIS_MAPPINGS[rule](source - fixed, target - fixed, rng)
+        if fixed and made.is_mean.any():
+            raise GrowthError(
+                f"the mean of all would include the {fixed} rows before the first position; choose "
+                "'cyclic', 'interpolate' or donors"
+            )
         return after_fixed(made, fixed) if fixed else made
     made = rule if isinstance(rule, IndexMap) else with_donors(source, rule)
     if (made.source_size, made.target_size) != ends:
         raise GrowthError(
-            f"maps: {name}: the map goes {made.source_size} -> {made.target_size}, expected "
-            f"{source} -> {target}"
+            f"the map goes {made.source_size} -> {made.target_size}, expected {source} -> {target}"
         )
     return made
 
@@ -222,11 +232,21 @@ def _plan_problems(plan: GrowthPlan) -> list[str]:
     consumed = {name for axes in plan.axes.values() for name in axes.consumes}
     found += [
         f"maps: {name} is summed over by kernels and can hold copies only"
-        + (", or means with norm='mean_pad'" if plan.maps[name].fractions is None else "")
+        + (", or means with norm='mean_pad'" if name in plan.normed_axes else "")
         for name in sorted(consumed - {"layers"})
         if not plan.maps[name].is_copy.all()
         and not (plan.norm == "mean_pad" and name in plan.normed_axes)
     ]
+    if plan.silent_layers.any() and not any(map(plan.is_silenced, plan.axes)):
+        found.append(
+            "depth 'identity': no parameter of the layers is known to write to the residual "
+            "stream, so that none can be silenced; name its axes in residual_axes"
+        )
+    if plan.method in ("direct_copy", "random"):
+        drawn = [path for path, axes in plan.axes.items() if axes.role in ("kernel", "embedding")]
+        found += fresh_problems(plan.axes, drawn, why=plan.method)
+    if found:
+        return found
     unread = [path for path in plan.axes if plan.unread_entries(path).any()]
     found += fresh_problems(plan.axes, unread, why="norm 'mean_pad'")
     if plan.norm == "mean_pad":

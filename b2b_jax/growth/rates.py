@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from b2b_jax.growth.plan import GrowthPlan
@@ -35,7 +36,7 @@ def step_gain(plan: GrowthPlan) -> float:
             continue
         count = math.prod(plan.target_shapes[path])
         # A layer that sums over all its inputs moves by the sum of their steps.
-        gains += count * math.prod(grown.target_size / grown.source_size for grown in divided)
+        gains += count * math.prod(float(grown.counts.mean()) for grown in divided)
         entries += count
     return gains / entries if entries else 1.0
 
@@ -69,6 +70,8 @@ def learning_rate_scale(plan: GrowthPlan) -> optax.GradientTransformation:
         for dimension, (name, divided) in enumerate(zip(axes.names, axes.divided, strict=True)):
             if divided:
                 update = rescale(jnp.asarray(update), plan.maps[name].weights, axis=dimension)
+            if axes.role == "norm_scale" and plan.maps[name].is_mean.any():
+                update = jnp.asarray(update) * np.float32(plan.maps[name].variance_ratio ** 0.5)
         return update
 
     def update(updates, state, params=None):

@@ -10,7 +10,7 @@ from b2b_jax.growth.depth import NamedDepth
 from b2b_jax.growth.growable import GrowableConfig
 from b2b_jax.growth.mappings import Mapping as WidthMapping
 from b2b_jax.growth.mappings import Split, mean_pad_epsilon
-from b2b_jax.growth.plan import AkiScope, Method, NormRule
+from b2b_jax.growth.plan import AkiScope, Method, NormPosition, NormRule
 
 OPTIONS: dict[str, Any] = {
     "method": Method,
@@ -19,6 +19,7 @@ OPTIONS: dict[str, Any] = {
     "aki_scope": AkiScope,
     "norm": NormRule,
     "split": Split,
+    "norm_position": NormPosition,
 }
 EPSILON = "layer_norm_eps"
 
@@ -128,9 +129,15 @@ def norm_problems(
                     or "no norm"
                 )
             )
-        unknown = sorted(norm.scales.keys() - source.axis_table().keys())
-        if unknown:
-            found.append(f"norm: the calibration names parameters that are not there: {unknown}")
+        table = source.axis_table()
+        for path, factors in norm.scales.items():
+            axes = table.get(path)
+            if axes is None or axes.role != "norm_scale":
+                found.append(f"norm: the calibration names {path!r}, which is no norm's scale")
+                continue
+            layers = sizes["layers"][0] if axes.indexed[:1] == ("layers",) else 1
+            if len(factors) != layers:
+                found.append(f"norm: {path}: found {len(factors)} factors, expected {layers}")
     return found
 
 

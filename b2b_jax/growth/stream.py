@@ -71,9 +71,11 @@ def grow_piece(
     if not donated or donor + 1 == plan.source_sizes["layers"]:
         return finished(widened(own, donor))
     above = np.asarray(read(path, donor + 1))
-    if len(donated) == 1 and donated[0] in axes.produces and donated[0] not in axes.consumes:
+    name = donated[0]
+    halves = len(donated) == 1 and name in axes.produces and name not in axes.consumes
+    if halves and plan.maps[name].is_copy.all():
         # Each layer is widened only as far as its entries go into the result.
-        (name,), mapped = donated, plan.maps[donated[0]]
+        mapped = plan.maps[name]
         first, rest = (
             IndexMap(part, mapped.source_size)
             for part in np.split(mapped.indices, [mapped.source_size])

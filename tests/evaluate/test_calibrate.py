@@ -51,6 +51,31 @@ def test_an_even_width_needs_nothing():
     assert norm_error({"norm/scale": features(0)}, found) < 1e-20
 
 
+def test_calibrating_for_an_even_width_changes_nothing():
+    source = tiny.config()
+    params, ids = tiny.random_params(source), tiny.batch(source)["input_ids"]
+    found = b2b.calibrate(source, params, ids, hidden_size=30)
+    assert set().union(*found.scales.values()) == {1.0}
+    assert plan_growth(source, tiny.wider(source), method="fpi", norm=found).is_exact
+    bent = NormCalibration(found.grown, found.scales | {"embeddings/norm/scale": [0.5]})
+    plan = plan_growth(source, tiny.wider(source), method="fpi", norm=bent)
+    assert plan.why_inexact == ("calibrated factors change the norms",)
+    short = NormCalibration(found.grown, {"layers/mlp_norm/scale": [1.0], "mlm/norm/bias": [1.0]})
+    with pytest.raises(GrowthError, match=r"1 factors, expected 4(.|\n)*'mlm/norm/bias', which is"):
+        plan_growth(source, tiny.wider(source), method="fpi", norm=short)
+
+
+def test_padding_and_constant_inputs_give_numbers():
+    source = tiny.config()
+    inputs = tiny.batch(source, rows=80)
+    inputs["attention_mask"] = inputs["attention_mask"].at[:60].set(0)
+    found = b2b.calibrate(source, tiny.random_params(source), inputs, hidden_size=25)
+    assert np.isfinite([f for factors in found.scales.values() for f in factors]).all()
+    assert set(calibrate_norms({"n": np.ones((1, 9, 4))}, target=6).scales["n"]) == {1.0}
+    with pytest.raises(GrowthError, match="all of one width"):
+        calibrate_norms({"a": np.ones((1, 9, 4)), "b": np.ones((1, 9, 5))}, target=6)
+
+
 def test_weighted_norms_compute_at_the_sources_size_what_the_grown_model_computes():
     source = tiny.config()
     target = tiny.uneven(source, num_hidden_layers=4)
@@ -97,7 +122,7 @@ def test_calibration_is_for_one_width():
     found = b2b.calibrate(source, tiny.random_params(source), ids, hidden_size=25)
     with pytest.raises(GrowthError, match=r"calibration is for 15 -> 25, but embed goes 15 -> 20"):
         plan_growth(source, tiny.uneven(source, heads=4), norm=found)
-    with pytest.raises(GrowthError, match="at least one norm and two tokens"):
+    with pytest.raises(GrowthError, match="at least one norm, all of one width, and two tokens"):
         calibrate_norms({}, target=4)
 
 
@@ -139,6 +164,24 @@ def test_verify_names_the_norms_that_add_to_the_gap():
     deeper = norms(tiny.wider(source, num_hidden_layers=6))
     assert max(norm.relative_error for norm in deeper.norms) < 1e-6
     assert sum(norm.name.startswith("layer") for norm in deeper.norms) == 12
+
+
+def test_layers_are_compared_with_those_that_they_copy():
+    source = tiny.config("gpt2")
+    target = tiny.wider(source, num_hidden_layers=7)
+    params, inputs = tiny.random_params(source), tiny.batch(source)
+
+    def layers(**rules):
+        plan = plan_growth(source, target, **rules)
+        grown = tiny.grow_jitted(params, plan)
+        return b2b.verify(source, params, target, grown, inputs, plan=plan).layers
+
+    exact = layers(method="fpi", depth="identity")
+    assert max(layer.relative_error for layer in exact) < 1e-5
+    assert [layer.source_name for layer in exact][-2:] == ["layer 2", "layer 3"]
+    # What direct_copy adds is fresh and is not compared.
+    fresh = layers(method="direct_copy")
+    assert fresh[0].relative_error < 1e-6
 
 
 def test_norms_of_a_pre_norm_model_with_padding():

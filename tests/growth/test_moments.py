@@ -60,6 +60,44 @@ def test_the_gradient_of_the_grown_model_is_the_grown_gradient(family):
         assert relative(found[path], expected) < 1e-6, path
 
 
+def test_norms_of_padded_models_have_gradients_of_the_other_scale():
+    source = tiny.config("gpt2")
+    target = tiny.uneven(source).replace(layer_norm_eps=6e-6)
+    plan = plan_growth(source, target, method="fpi", norm="mean_pad")
+    params = tiny.random_params(source)
+    found = flatten(gradient(target, grow(params, plan)))
+    expected = flatten(grow_gradient(gradient(source, params), plan))
+    copies = plan.maps["embed"].is_copy
+    for path in ("layers/mlp_norm/scale", "final_norm/scale"):
+        assert relative(found[path][..., copies], expected[path][..., copies]) < 1e-5
+        assert not np.asarray(expected[path])[..., ~copies].any()
+
+
+def test_a_parameter_of_size_one_grows():
+    table = {"up": "kernel: | width -> mlp", "bias": "bias: | -> mlp", "out": "kernel: | mlp -> y"}
+    sizes = {"width": 2, "mlp": (1, 3), "y": 2}
+    plan = plan_growth(axes=table, sizes=sizes, method="fpi")
+    params = {"up": jnp.ones((2, 1)), "bias": jnp.ones(1), "out": jnp.ones((1, 2))}
+    grown = grow_optimizer_state(optax.adam(1e-3).init(params), plan)
+    assert grown[0].mu["bias"].shape == (3,)
+
+
+def test_factored_moments_of_fresh_parameters_start_from_zero():
+    source = tiny.config()
+    target = source.replace(vocab_size=70, intermediate_size=44)
+    params = tiny.random_params(source)
+    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+    state = optimizer.update(params, optimizer.init(params), params)[1]
+    fpi = grow_optimizer_state(state, plan_growth(source, target, method="fpi"))
+    fresh = grow_optimizer_state(state, plan_growth(source, target, method="random"))
+    for field in ("v_row", "v_col"):
+        leaf = np.asarray(getattr(fpi, field)["embeddings"]["token"]["embedding"])
+        if leaf.shape == (70,):  # one number for every token, new ones last
+            assert leaf[:61].all() and not leaf[61:].any()
+        for path, leaf in flatten(getattr(fresh, field)).items():
+            assert leaf.shape == (1,) or not np.asarray(leaf).any(), path
+
+
 OPTIMIZERS = {
     "adamw": optax.adamw(1e-2),
     "amsgrad": optax.amsgrad(1e-2),

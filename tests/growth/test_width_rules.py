@@ -22,6 +22,7 @@ from b2b_jax.growth import (
     plan_growth,
     shrink,
 )
+from b2b_jax.growth.mappings import interpolated
 from b2b_jax.growth.rates import step_gain
 from b2b_jax.models import build_model
 from b2b_jax.tree import flatten
@@ -41,8 +42,7 @@ def padded(cfg, heads: int, **changes):
     return target.replace(layer_norm_eps=epsilon)
 
 
-@pytest.mark.parametrize("heads", [4, 5, 7, 8])
-@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+@pytest.mark.parametrize(("heads", "epsilon"), [(4, 1e-5), (5, 0.3), (7, 1e-5), (8, 0.3)])
 def test_mean_padding_is_exact_at_any_width_of_a_pre_norm_model(gpt, heads, epsilon):
     source = gpt.replace(layer_norm_eps=epsilon)
     target = padded(source, heads, num_hidden_layers=6)
@@ -80,8 +80,9 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize(
+    ("family", "rules"), [("bert", RULES[0]), ("gpt2", RULES[1]), ("gpt2", RULES[2])], ids=str
+)
 def test_unequal_shares_and_noise_keep_the_function_and_break_the_tie(family, rules):
     source = tiny.config(family)
     target = tiny.wider(source, factor=3)
@@ -157,7 +158,7 @@ def test_copies_of_unequal_shares_divide_the_sources_gradient_among_them():
         np.testing.assert_allclose(summed, leaf, rtol=1e-4, atol=1e-6 * largest, err_msg=path)
 
 
-@pytest.mark.parametrize("rules", [*RULES, {"norm": "mean_pad", "noise": 1.0}], ids=str)
+@pytest.mark.parametrize("rules", [RULES[2], {"norm": "mean_pad", "noise": 1.0}], ids=str)
 def test_pieces_plans_and_jit_agree(gpt, rules):
     target = padded(gpt, 5, num_hidden_layers=6)
     if "norm" not in rules:
@@ -317,6 +318,11 @@ def test_roberta_keeps_the_rows_before_its_first_position():
     ("maps", "message"),
     [
         ({"vocabulary": "mean"}, "no axis 'vocabulary'; there are"),
+        ({"layers": "cyclic"}, "the order of layers is depth="),
+        (
+            {"mlp": IndexMap(np.arange(37) % 22, 22, fractions=np.full(37, 0.5))},
+            "hold copies only$",
+        ),
         ({"vocab": "median"}, "vocab: found 'median', expected one of"),
         ({"vocab": [1, 2]}, "vocab: the map goes 61 -> 63, expected 61 -> 70"),
         ({"vocab": [99] * 9}, "indices in"),
@@ -329,6 +335,72 @@ def test_maps_that_cannot_be(maps, message):
     source = tiny.config()
     with pytest.raises(GrowthError, match=message):
         unchecked_plan_growth(source, tiny.wider(source, vocab_size=70), maps=maps)
+
+
+def test_padding_stays_the_mean_under_aki(gpt):
+    """What lies beyond the copies must be zero behind a norm, or fresh kernels would read it."""
+    target = padded(gpt, 5)
+    plan = plan_growth(gpt, target, method="aki", norm="mean_pad")
+    params, inputs = tiny.random_params(gpt), tiny.batch(gpt)
+    grown = tiny.grow_jitted(params, plan)
+    hidden = np.asarray(build_model(target).hidden(grown, **inputs))
+    pad = plan.maps["embed"].is_mean
+    np.testing.assert_allclose(
+        hidden[..., pad], np.tile(hidden.mean(-1, keepdims=True), pad.sum()), atol=1e-4
+    )
+
+
+def test_the_map_of_a_normed_axis_is_not_given_twice(gpt):
+    with pytest.raises(GrowthError, match="embed is mapped by norm 'mean_pad'; leave it out"):
+        plan_growth(gpt, padded(gpt, 5), method="fpi", norm="mean_pad", maps={"embed": "cyclic"})
+
+
+@pytest.mark.parametrize(("source", "target"), [(5, 99), (2, 50), (79, 80), (1, 4), (9, 100)])
+def test_interpolation_ends_at_the_last_entry(source, target):
+    grown = interpolated(source, target)
+    places = grown.indices + grown.fractions
+    np.testing.assert_allclose(places, np.linspace(0, source - 1, target), atol=1e-5)
+    assert grown.fractions.max() < 1
+    assert (grown.indices[-1], grown.fractions[-1]) == (source - 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"noise": float("nan")}, "noise: found nan"),
+        ({"sizes": {"width": 4, "mlp": 8, "colour": 3}}, r"no parameter has the axes \['colour'\]"),
+        ({"axes": {}, "sizes": {}}, "found no parameter"),
+        ({"method": "direct_copy"}, "direct_copy needs the init_std of up"),
+    ],
+    ids=str,
+)
+def test_tables_that_cannot_be_grown(rules, message):
+    table = {"up": "kernel: layers | width -> mlp", "bias": "bias: layers | -> mlp"}
+    sizes = {"width": 4, "mlp": (3, 6), "layers": 2}
+    fields = {"axes": table, "sizes": sizes, "method": "fpi"} | rules
+    if rules.get("sizes"):
+        fields["sizes"] = {**rules["sizes"], "layers": 2}
+    with pytest.raises(GrowthError, match=message):
+        unchecked_plan_growth(**fields)
+
+
+def test_silent_layers_must_be_known():
+    table = {
+        "layers/up": "kernel: layers | embed -> mlp",
+        "layers/down": "kernel: layers | mlp -> embed",
+    }
+    fields = {
+        "axes": table,
+        "sizes": {"layers": (2, 4), "embed": 4, "mlp": 8},
+        "method": "fpi",
+        "depth": "identity",
+        "norm_position": "pre",
+    }
+    with pytest.raises(GrowthError, match="none can be silenced; name its axes in residual_axes"):
+        plan_growth(**fields)
+    plan = plan_growth(**fields, residual_axes=["embed"])
+    assert plan.is_silenced("layers/down")
+    assert not plan.is_silenced("layers/up")
 
 
 def test_what_is_drawn_needs_a_deviation():
