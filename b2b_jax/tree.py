@@ -90,6 +90,8 @@ def stack_layers(params: Mapping[str, Any], pattern: str, *, to: str = "layers")
         >>> stack_layers(params, "block_{}")["layers"]["bias"].shape
         (2, 3)
     """
+    if pattern.count("{}") != 1:
+        raise StructureError(f"pattern: found {pattern!r}, expected one {{}} for the number")
     numbered, rest = {}, {}
     matcher = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)") + "/(.+)")
     for path, leaf in flatten(params).items():
@@ -109,6 +111,9 @@ def stack_layers(params: Mapping[str, Any], pattern: str, *, to: str = "layers")
             f"{pattern}: expected subtrees of equal structure, numbered from 0.\n"
             + "\n".join(wrong)
         )
+    taken = [path for path in rest if path == to or path.startswith(f"{to}/")]
+    if taken:
+        raise StructureError(f"{to}: is taken by {taken}; choose another path with to=")
     layers = [numbered[number] for number in sorted(numbered)]
     stacked = {f"{to}/{path}": jnp.stack([layer[path] for layer in layers]) for path in expected}
     return unflatten(rest | stacked)

@@ -101,10 +101,49 @@ def test_calibrated_norms_tell_what_three_ways_cost(folders, capsys, tmp_path):
     assert "norms that add most to it, each by itself:" in output
 
 
+def test_what_needs_text_says_so_of_a_b2b_folder_too(folders, capsys, tmp_path):
+    words = ["--to", "hidden_size=25,num_attention_heads=5", "--norm", "calibrated"]
+    code, output = run(capsys, "grow", folders / "gpt_b2b", tmp_path / "big", *words)
+    assert code == 1
+    assert "add --text FILE" in output
+
+
+def test_a_plan_is_for_one_kind_of_model_and_says_everything(folders, capsys, tmp_path):
+    words = ["--to", "hidden_size=30,num_attention_heads=6", "--method", "fpi", "--heads", "lm"]
+    assert run(capsys, "grow", folders / "gpt", tmp_path / "one", *words)[0] == 0
+    plan = tmp_path / "one" / "growth_plan.json"
+    again = ["grow", folders / "gpt", tmp_path / "two", "--plan", plan]
+    code, output = run(capsys, *again, "--noise", "0.5")
+    assert code == 1 and "leave out --noise" in output
+    stored = json.loads(plan.read_text())
+    stored["source"]["heads"], stored["source"]["layer_norm_eps"] = [], 1e-6
+    plan.write_text(json.dumps(stored))
+    code, output = run(capsys, *again)
+    assert code == 1
+    assert "heads: the plan's source has [" in output or "heads: the plan's source has (" in output
+    assert "layer_norm_eps: the plan's source has 1e-06, the folder 1e-05" in output
+    plan.write_bytes(b"\xfd7zXZ")
+    code, output = run(capsys, *again)
+    assert code == 1 and "this is not a growth plan" in output
+    assert not (tmp_path / "two").exists()
+
+
+def test_verify_reads_the_heads_that_were_grown(folders, capsys, tmp_path):
+    bert = tiny.config(heads=("mlm", "pooler", "nsp"), vocab_size=60)
+    b2b.save(tmp_path / "small", bert, tiny.random_params(bert))
+    words = ["--to", "hidden_size=30,num_attention_heads=6,num_hidden_layers=5"]
+    words += ["--heads", "mlm", "--method", "fpi"]
+    assert run(capsys, "grow", tmp_path / "small", tmp_path / "big", *words)[0] == 0
+    code, output = run(capsys, "verify", tmp_path / "small", tmp_path / "big")
+    assert code == 0, output
+    assert "width alone: " in output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--norm", "calibrated"], "--norm calibrated needs --text FILE"),
+        (["--norm", "calibrated", "--method", "random"], "random copies nothing twice"),
         (["--norm", "mean_pad"], "'mean_pad' is for pre-norm models"),
         (["--noise", "-1"], "noise: found -1.0, expected at least 0"),
         (["--map", "positions"], "--map: found 'positions', expected AXIS=RULE"),

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from b2b_jax.commands.sample import Sample
+from b2b_jax.commands.sample import RANDOM_TOKENS, Sample
 from b2b_jax.evaluate import VerifyReport, calibrate, verify
 from b2b_jax.growth import GrowthPlan, NormCalibration, grow, plan_growth
 from b2b_jax.growth.rates import step_gain
-from b2b_jax.models import ModelConfig
+from b2b_jax.models import ConfigError, ModelConfig
 from b2b_jax.train.writers import Reporter
 
 grow_jitted = jax.jit(grow, static_argnums=1)
@@ -68,6 +68,11 @@ def calibrated(
         reporter: where to print the loss gap of three ways to choose what is repeated.
     """
     cfg, params = source
+    if sample.name == RANDOM_TOKENS:
+        raise ConfigError(
+            "--norm calibrated needs text, and the source has no held-out text at hand: add "
+            "--text FILE"
+        )
     first, second = sample.halves()
     reporter.note(f"calibrating the norms for width {hidden_size} on half of {sample.name}")
     found = calibrate(cfg, params, first.batch, hidden_size=hidden_size)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from b2b_jax.config import load_target
+from b2b_jax.commands.folders import refuse_filled
+from b2b_jax.config import load_target, raise_problems
 from b2b_jax.convert.match import InitMissing
 from b2b_jax.growth import (
     GrowthError,
@@ -78,16 +79,11 @@ class GrowRequest:
             calibrate: finds out how the norms of the model meet a width.
 
         Raises:
-            GrowthError: if the target cannot be reached, or the plan is for another source.
+            GrowthError: if the target cannot be reached, or the file holds no plan.
+            ConfigError: if the plan is for another source.
         """
         if self.plan:
-            plan = GrowthPlan.from_json(Path(self.plan).read_text(encoding="utf-8"))
-            if plan.source_sizes != source.axis_sizes():
-                raise GrowthError(
-                    f"{self.plan} grows a model of the sizes {plan.source_sizes}, but "
-                    f"{self.source} has {source.axis_sizes()}"
-                )
-            return plan
+            return self._read_plan(source)
         target = load_target(self.to, source)
         if self.norm == "mean_pad" and target.layer_norm_eps == source.layer_norm_eps:
             widths = source.hidden_size, max(target.hidden_size, source.hidden_size)
@@ -108,5 +104,47 @@ class GrowRequest:
         )
         if self.norm != "calibrated":
             return make(norm=self.norm)
-        make()  # what cannot be done is said before any text is read
+        make()  # what cannot be done is said before anything is calibrated
+        if self.method not in ("fpi", "aki"):
+            raise GrowthError(f"--norm calibrated: {self.method} copies nothing twice")
+        if not (Path(self.target) / "growth_plan.json").exists():
+            refuse_filled(Path(self.target), source=self.source, existing=self.existing)
         return make(norm=calibrate(target.hidden_size))
+
+    def _read_plan(self, source: ModelConfig) -> GrowthPlan:
+        default = GrowRequest(self.source, self.target)
+        both = [
+            name
+            for name in (
+                "method",
+                "mapping",
+                "depth",
+                "aki_scope",
+                "norm",
+                "split",
+                "noise",
+                "maps",
+            )
+            if getattr(self, name) != getattr(default, name)
+        ]
+        if both:
+            raise GrowthError(f"--plan says all about the growth; leave out --{', --'.join(both)}")
+        try:
+            text = Path(self.plan).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise GrowthError(f"{self.plan}: this is not a growth plan: {error}") from error
+        plan = GrowthPlan.from_json(text)
+        grows, has = (
+            cfg.invariants() | {f"size of {axis}": size for axis, size in cfg.axis_sizes().items()}
+            for cfg in (ModelConfig.from_dict(plan.source), source)
+        )
+        raise_problems(
+            f"{self.plan} grows another model than {self.source} holds",
+            [
+                f"{name}: the plan's source has {grows.get(name)!r}, the folder {has.get(name)!r}"
+                + ("; --heads chooses them" if name == "heads" else "")
+                for name in sorted(grows.keys() | has.keys())
+                if grows.get(name) != has.get(name)
+            ],
+        )
+        return plan

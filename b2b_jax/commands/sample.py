@@ -16,6 +16,8 @@ from b2b_jax.models import ModelConfig
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.step import HELDOUT_SEED
 
+RANDOM_TOKENS = "random tokens"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -103,7 +105,7 @@ def random_sample(cfg: ModelConfig) -> Sample:
     """Tokens drawn uniformly."""
     length = min(64, cfg.max_position_embeddings - cfg.position_offset)
     ids = np.random.default_rng(0).integers(cfg.vocab_size, size=(8, length))
-    return Sample("random tokens", {"input_ids": ids})
+    return Sample(RANDOM_TOKENS, {"input_ids": ids})
 
 
 def text_sample(file: str, folder: str, cfg: ModelConfig, *, tokens: int = 128) -> Sample:

@@ -17,7 +17,7 @@ from b2b_jax.config import raise_problems
 from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError
 from b2b_jax.report.flops import peak_flops, step_cost
-from b2b_jax.train.checkpoint import Checkpoints
+from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
@@ -155,10 +155,10 @@ class _Origin:
 
 def _check_grown(config: RunConfig, lineage: Mapping[str, Any]) -> None:
     """Make sure that what only a grown model can do is asked of one."""
-    if lineage.get("growth_plan"):
+    if lineage.get("growth_plan", {}).get("method") in ("fpi", "aki"):
         return
     wanted = [
-        f"{name}: found {value!r}, which is for grown models; set init to a grown model"
+        f"{name}: found {value!r}, which is for grown models; set init to one grown by fpi or aki"
         for name, value, plain in (
             ("optimizer.rate_scale", config.optimizer.rate_scale, "none"),
             ("optimizer.state", config.optimizer.state, "reset"),
@@ -199,7 +199,17 @@ def _origin(config: RunConfig, *, reporter: Reporter) -> _Origin:
             f"optimizer.state: found 'grow', but {config.init} is no grown model, or was trained "
             "since it was grown; set it to 'reset', or init to what b2b grow wrote"
         )
-    source = load_optimizer(lineage["source"], step=lineage.get("source_step", -1))
+    try:
+        source = load_optimizer(
+            lineage["source"],
+            step=lineage.get("source_step", -1),
+            fingerprint=lineage["source_fingerprint"],
+        )
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"optimizer.state is 'grow', but {error}. Put the run back that was grown, or set "
+            "optimizer.state to 'reset'"
+        ) from error
     reporter.note(f"init: moments of {lineage['source']}, grown as its parameters were")
     return _Origin(
         lineage, lambda programs: programs.grown_state(programs.put_params(params), source)

@@ -4,6 +4,7 @@ import json
 
 from b2b_jax.commands.costs import report_costs
 from b2b_jax.commands.sample import random_sample, text_sample, tokenizer_folder
+from b2b_jax.convert import is_hf_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.train.saved import SavedModel, load_model
 from b2b_jax.train.writers import Reporter
@@ -26,7 +27,8 @@ def verify_command(
     Returns:
         0, or 1 if ``require_exact`` is not met.
     """
-    small, large = load_model(source), load_model(grown)
+    large = load_model(grown)
+    small = _load_source(source, large)
     plan = _plan(large, small)
     sample = (
         text_sample(text, tokenizer_folder([source, grown], [small, large]), small.config)
@@ -56,14 +58,22 @@ def verify_command(
     return 0 if met else EXIT_INEXACT
 
 
+def _load_source(source: str, large: SavedModel) -> SavedModel:
+    """The source, of a Hugging Face folder with the heads that were grown."""
+    stored = large.meta.get("lineage", {}).get("growth_plan")
+    heads = (stored or {}).get("source", {}).get("heads")
+    if heads is None or not is_hf_folder(source):
+        return load_model(source)
+    return load_model(source, heads=tuple(heads), init_missing="head")
+
+
 def _plan(large: SavedModel, small: SavedModel) -> GrowthPlan | None:
     """The plan by which one became the other, if the larger folder tells and it fits."""
     stored = large.meta.get("lineage", {}).get("growth_plan")
     if stored is None:
         return None
     plan = GrowthPlan.from_json(json.dumps(stored))
-    fits = (plan.source_sizes, plan.target_sizes) == (
-        small.config.axis_sizes(),
-        large.config.axis_sizes(),
-    )
+    found = [(cfg.axis_sizes(), set(cfg.axis_table())) for cfg in (small.config, large.config)]
+    paths = set(plan.axes)
+    fits = found == [(plan.source_sizes, paths), (plan.target_sizes, paths)]
     return plan if fits else None

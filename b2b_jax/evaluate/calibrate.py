@@ -15,7 +15,7 @@ from b2b_jax.growth import NormCalibration, calibrate_norms
 from b2b_jax.models import Model, ModelConfig, build_model, with_weighted_norms
 from b2b_jax.tree import flatten, unflatten
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 FIT_TOKENS = 512
 FIT_STEPS = 40
 FIT_RATE = 5e-3
@@ -40,7 +40,7 @@ def calibrate(
         cfg: config of the trained model.
         params: its parameters.
         batch: int ``[B, T]`` token ids of calibration text, or a mapping with ``input_ids`` and, if
-            wanted, ``attention_mask`` and ``token_type_ids``. At most 4096 tokens are used, 512 of
+            wanted, ``attention_mask`` and ``token_type_ids``. At most 2048 tokens are used, 512 of
             them for the fit.
         hidden_size: width of the target.
 
@@ -61,21 +61,23 @@ def calibrate(
         'calibrated'
     """
     inputs, seen = model_inputs(batch)
+    # Rows with most tokens first: none of those that are used is all padding.
+    rows = np.argsort(-seen.sum(1), kind="stable")[: max(1, MAX_TOKENS // seen.shape[1])]
+    inputs, seen = {name: field[rows] for name, field in inputs.items()}, seen[rows]
     model = build_model(cfg)
     read: dict[str, list[np.ndarray]] = {}
     with jax.default_matmul_precision("highest"):
         for stage in stages(model, params, inputs):
             for path, x in stage.norm_inputs.items():
-                read.setdefault(f"{path}/scale", []).append(x[seen][:MAX_TOKENS])
+                read.setdefault(f"{path}/scale", []).append(x[seen])
         found = calibrate_norms(
             {path: np.stack(layers) for path, layers in read.items()}, target=hidden_size
         )
         if found.grown.is_even:
             return found
-        # Rows with most tokens first: none of those that are fitted on is all padding.
-        rows = np.argsort(-seen.sum(1), kind="stable")[: max(1, FIT_TOKENS // seen.shape[1])]
-        few = {name: field[rows] for name, field in inputs.items()}
-        factors = _fitted(model, params, few, jnp.asarray(seen[rows]), found)
+        few = max(1, FIT_TOKENS // seen.shape[1])
+        fitted = {name: field[:few] for name, field in inputs.items()}
+        factors = _fitted(model, params, fitted, jnp.asarray(seen[:few]), found)
     scales = {path: np.asarray(leaf, float).tolist() for path, leaf in factors.items()}
     return dataclasses.replace(found, scales=scales)
 
@@ -91,7 +93,7 @@ def _fitted(
     weights = jnp.asarray(found.grown.counts / found.grown.target_size, jnp.float32)
     start = {path: jnp.asarray(factors) for path, factors in found.scales.items()}
 
-    def predict(params: Mapping[str, Any]) -> Array:
+    def predict(params: Any) -> Array:
         hidden = model.hidden(params, **inputs)
         if {"mlm", "lm"} & set(model.cfg.heads):
             return jax.nn.log_softmax(model.logits(params, hidden))
@@ -99,7 +101,7 @@ def _fitted(
 
     wanted = jax.jit(predict)(params)
 
-    def distance(factors: dict[str, Array]) -> Array:
+    def distance(factors: dict[str, Array], params: Any, wanted: Array) -> Array:
         flat = flatten(params)
         for path, factor in factors.items():
             flat[path] = flat[path] * (factor[:, None] if flat[path].ndim == 2 else factor[0])
@@ -113,11 +115,11 @@ def _fitted(
     optimizer = optax.adam(optax.cosine_decay_schedule(FIT_RATE, FIT_STEPS))
 
     @jax.jit
-    def step(factors: Any, state: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(jax.grad(distance)(factors), state)
+    def step(factors: Any, state: Any, params: Any, wanted: Array) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(distance)(factors, params, wanted), state)
         return optax.apply_updates(factors, updates), state
 
     factors, state = start, optimizer.init(start)
     for _ in range(FIT_STEPS):
-        factors, state = step(factors, state)
+        factors, state = step(factors, state, params, wanted)
     return factors

@@ -105,6 +105,10 @@ def with_donors(source: int, donors: Sequence[int]) -> IndexMap:
     given = np.asarray(donors)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise GrowthError(f"donors: found {donors!r}, expected a list of whole numbers")
+    if given.size and not 0 <= given.min() <= given.max() < source:
+        raise GrowthError(
+            f"donors: found {given.min()} to {given.max()}, expected 0 to {source - 1}"
+        )
     return IndexMap(np.append(np.arange(source), given.astype(int)), source)
 
 

@@ -44,7 +44,8 @@ def grow_optimizer_state(opt_state: Any, plan: GrowthPlan) -> Any:
     consumed ones. It holds for equal splits; with unequal shares of the residual stream only the
     sum over copies does, and noise and padded norms change the gradient as well. First moments
     follow the gradient, second moments its square. Entries that AKI takes from the layer above,
-    and fresh ones, start from zero. What holds no entry per parameter, such as a step count, stays.
+    and fresh ones, start from a first moment of zero and the mean second moment. What holds no
+    entry per parameter, such as a step count, stays.
 
     Args:
         opt_state: any nesting of optax states whose moments mirror the parameters: Adam(W), Lion,
@@ -150,7 +151,7 @@ def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float
     leaf = jnp.asarray(leaf)
     axes, dtype = plan.axes[path], leaf.dtype
     if plan.method in ("direct_copy", "random"):
-        fresh = jnp.zeros(plan.target_shapes[path], dtype)
+        fresh = jnp.full(plan.target_shapes[path], _start(leaf, power), dtype)
         if plan.method == "random":
             return fresh
         return fresh.at[tuple(slice(size) for size in leaf.shape)].set(leaf)
@@ -168,7 +169,17 @@ def _grow_moment(path: str, leaf: Any, plan: GrowthPlan, *, power: int) -> Float
         if axes.indexed[:1] == ("layers",):
             factors = factors[plan.maps["layers"].indices]
         grown = grown / along(factors, 0, grown.ndim) ** power
-    return jnp.where(_starts_afresh(path, plan), 0.0, grown).astype(dtype)
+    return jnp.where(_starts_afresh(path, plan), _start(leaf, power), grown).astype(dtype)
+
+
+def _start(leaf: Any, power: int) -> Float[Array, ""]:
+    """The moment of an entry that had no gradient in the source.
+
+    Zero for the gradient. For its square the mean of the parameter: with zero, and a step count
+    that goes on, nothing would correct the bias, and the first steps of Adam would be several
+    times too large.
+    """
+    return jnp.asarray(leaf, jnp.float32).mean() if power == 2 else jnp.float32(0)
 
 
 def _starts_afresh(path: str, plan: GrowthPlan) -> np.ndarray:
@@ -215,7 +226,7 @@ def _grow_factored(
         return leaf
     axes, dtype = plan.axes[path], leaf.dtype
     if plan.method in ("direct_copy", "random"):
-        return jnp.zeros([target[d] for d in kept], dtype)
+        return jnp.full([target[d] for d in kept], _start(leaf, 2), dtype)
     grown = jnp.asarray(leaf, jnp.float32)
     copies = plan.maps[axes.names[reduced]].is_copy
     share = _share(axes, reduced, plan)
@@ -223,8 +234,8 @@ def _grow_factored(
     for position, dimension in enumerate(kept):
         indices = np.maximum(plan.maps[axes.names[dimension]].indices, 0)
         grown = gather(grown, indices, axis=position)
-        is_copy = plan.maps[axes.names[dimension]].is_copy
-        grown = grown * along(is_copy.astype(np.float32), position, grown.ndim)
+        is_copy = along(plan.maps[axes.names[dimension]].is_copy, position, grown.ndim)
+        grown = jnp.where(is_copy, grown, _start(leaf, 2))
         share = _share(axes, dimension, plan)
         if share is not None:
             grown = grown * along(share, position, grown.ndim) ** 2

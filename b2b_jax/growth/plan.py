@@ -164,9 +164,16 @@ class GrowthPlan:
         consumed = {name for axes in tables for name in axes.consumes}
         return frozenset((indexed | (produced - consumed - set(self.normed_axes))) - {"layers"})
 
+    @property
+    def copies(self) -> bool:
+        """Whether parameters are made of copies that share what they were: FPI and AKI."""
+        return self.method in ("fpi", "aki")
+
     @cached_property
     def copied_axes(self) -> tuple[str, ...]:
-        """Width axes with entries that are copied more than once."""
+        """Width axes with entries that are copied more than once; none of fresh models."""
+        if not self.copies:
+            return ()
         return tuple(
             name
             for name, grown in self.maps.items()

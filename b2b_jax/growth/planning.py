@@ -117,9 +117,9 @@ def plan_growth(
         norm_position=norm_position,
     )
     found += [
-        f"{name}: found {value}, expected at least 0"
+        f"{name}: found {value}, expected at least 0 and less than 2**32"
         for name, value in (("seed", seed), ("noise", noise))
-        if not 0 <= value < np.inf
+        if not 0 <= value < 2**32
     ]
     found += size_problems(source, target, norm=rule)
     found += depth_problems(source, target, depth=depth)
@@ -223,6 +223,11 @@ def _plan_problems(plan: GrowthPlan) -> list[str]:
     """What only the finished plan can tell."""
     found = []
     donated = {name for path in plan.axes for name in plan.donated_axes(path)}
+    found += [
+        f"axes: {path}: found layers behind other axes, expected the stacked layers first"
+        for path, axes in plan.axes.items()
+        if "layers" in axes.names and axes.indexed[:1] != ("layers",)
+    ]
     found += [
         f"maps: {name} must begin with the source's own entries for aki, which takes the others "
         "from the layer above"

@@ -23,7 +23,7 @@ def step_gain(plan: GrowthPlan) -> float:
         >>> step_gain(plan_growth(preset("bert-12x384"), preset("bert-base"), method="fpi"))
         2.0
     """
-    if plan.method not in ("fpi", "aki"):
+    if not plan.copies:
         return 1.0
     gains, entries = 0.0, 0
     for path, axes in plan.axes.items():
@@ -67,6 +67,8 @@ def learning_rate_scale(plan: GrowthPlan) -> optax.GradientTransformation:
 
     def scaled(path: str, update: AnyArray) -> AnyArray:
         axes = plan.axes[path]
+        if not plan.copies:
+            return update
         for dimension, (name, divided) in enumerate(zip(axes.names, axes.divided, strict=True)):
             if divided:
                 update = rescale(jnp.asarray(update), plan.maps[name].weights, axis=dimension)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from b2b_jax.growth.errors import GrowthError
 from b2b_jax.growth.maps import IndexMap
 from b2b_jax.growth.plan import GrowthPlan
-from b2b_jax.tree import flatten
+from b2b_jax.tree import difference, flatten
 
 
 def copy_distances(params: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Float[Array, ""]]:
@@ -28,6 +29,9 @@ def copy_distances(params: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Flo
         params: nested dict of the grown model's parameters, at any time of its training.
         plan: what grew it.
 
+    Raises:
+        GrowthError: if the parameters do not fit the plan's target.
+
     Returns:
         axis name -> float32 scalar, for every width axis that has copies.
 
@@ -42,6 +46,9 @@ def copy_distances(params: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Flo
         {'mlp': 0.0}
     """
     flat = flatten(params)
+    problems = difference(flat, plan.target_shapes)
+    if problems:
+        raise GrowthError(f"These parameters do not fit the plan's target.\n{problems}")
     found = {}
     for name in plan.copied_axes:
         copies, originals = _pairs(plan.maps[name])

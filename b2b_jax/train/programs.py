@@ -113,13 +113,17 @@ class Programs:
 
         Args:
             params: the grown parameters.
-            source_state: optimizer state of the source when it was grown.
+            source_state: optimizer state of the source when it was grown, of numpy arrays.
         """
-        assert self.plan is not None
-        state = self.create_state(params)
-        moments = with_moments(state.opt_state, grow_optimizer_state(source_state, self.plan))
-        opt_state = jax.device_put(moments, self.state_shardings.opt_state)
-        return TrainState(state.step, state.params, opt_state)
+        plan = self.plan
+        assert plan is not None
+
+        def create(params: Params, source_state: Any) -> TrainState:
+            state = self._create(params)
+            moments = with_moments(state.opt_state, grow_optimizer_state(source_state, plan))
+            return TrainState(state.step, state.params, moments)
+
+        return jax.jit(create, out_shardings=self.state_shardings)(params, source_state)
 
     def copy_distances(self, params: Params) -> dict[str, float]:
         """How far the copies that growth made have parted, by axis; nothing without a growth."""

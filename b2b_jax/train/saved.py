@@ -44,7 +44,7 @@ class SavedModel:
     fingerprint: str
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
+def parameter_fingerprint(params: Mapping[str, Any]) -> str:
     """The sha256 of all parameters, bytes and paths, in path order."""
     digest = hashlib.sha256()
     for path, leaf in flatten(params).items():
@@ -94,6 +94,8 @@ def read_lineage(path: str | Path) -> dict[str, Any]:
             values = json.loads((Path(path) / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if not isinstance(values, dict):
+            continue
         found |= values if name == "lineage.json" else {"growth_plan": values}
     return found
 
@@ -140,7 +142,7 @@ def load_model(
         folder = open_folder(path, heads=heads, init_missing=init_missing)
         params = jax.tree.map(jnp.asarray, folder.params())
         meta = {"lineage": read_lineage(path), "notes": folder.notes()}
-        return SavedModel(folder.config, params, meta, 0, fingerprint(params))
+        return SavedModel(folder.config, params, meta, 0, parameter_fingerprint(params))
     manager, step = _open(Path(path))
     meta = checkpoint_meta(manager, step)
     config = ModelConfig.from_dict(meta["model"])
@@ -158,11 +160,16 @@ def load_model(
         )["params"]
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
-    return SavedModel(config, params, meta, step, fingerprint(params))
+    return SavedModel(config, params, meta, step, parameter_fingerprint(params))
 
 
-def load_optimizer(path: str | Path, *, step: int) -> Any:
-    """Read the optimizer state of one step of a run, whole, on the first device.
+def load_optimizer(path: str | Path, *, step: int, fingerprint: str) -> Any:
+    """Read the optimizer state of one step of a run, whole, into memory of the host.
+
+    Args:
+        path: folder of the run.
+        step: which of its checkpoints.
+        fingerprint: of the parameters that the state must belong to.
 
     Raises:
         CheckpointError: if the folder holds no such state.
@@ -199,11 +206,23 @@ def load_optimizer(path: str | Path, *, step: int) -> Any:
             "state": jax.eval_shape(optimizer.init, unflatten(params)),
         },
     )
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(optimizer=ocp.args.StandardRestore(abstract)),  # pyright: ignore
-    )
-    return restored["optimizer"]["state"]
+    on_device = {
+        leaf: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=device)
+        for leaf, entry in params.items()
+    }
+    try:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(unflatten(on_device)),  # pyright: ignore
+                optimizer=ocp.args.StandardRestore(abstract),  # pyright: ignore
+            ),
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
+    if parameter_fingerprint(restored["params"]) != fingerprint:
+        raise CheckpointError(f"{path}: step {step} holds other parameters than those that grew")
+    return jax.device_get(restored["optimizer"]["state"])
 
 
 def save_model(

@@ -49,7 +49,11 @@ class CsvWriter:
         kept: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                for row in csv.DictReader(file):
+                rows = csv.DictReader(file)
+                # What was watched before and is no more keeps its column, in front of the last.
+                before = [name for name in rows.fieldnames or () if name not in columns]
+                columns = [*columns[:-1], *before, columns[-1]]
+                for row in rows:
                     step, last = row.get("step") or "", row.get(columns[-1])
                     # A line that was cut off by a kill lacks its last column.
                     if step.isdigit() and last is not None and int(step) <= keep_through:

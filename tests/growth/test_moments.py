@@ -82,20 +82,29 @@ def test_a_parameter_of_size_one_grows():
     assert grown[0].mu["bias"].shape == (3,)
 
 
-def test_factored_moments_of_fresh_parameters_start_from_zero():
+def test_moments_of_fresh_parameters():
+    """First moments of zero; second ones of usual size, as Adam's count goes on."""
     source = tiny.config()
     target = source.replace(vocab_size=70, intermediate_size=44)
     params = tiny.random_params(source)
-    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
-    state = optimizer.update(params, optimizer.init(params), params)[1]
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+    state = factored.update(params, factored.init(params), params)[1]
     fpi = grow_optimizer_state(state, plan_growth(source, target, method="fpi"))
-    fresh = grow_optimizer_state(state, plan_growth(source, target, method="random"))
     for field in ("v_row", "v_col"):
-        leaf = np.asarray(getattr(fpi, field)["embeddings"]["token"]["embedding"])
-        if leaf.shape == (70,):  # one number for every token, new ones last
-            assert leaf[:61].all() and not leaf[61:].any()
-        for path, leaf in flatten(getattr(fresh, field)).items():
-            assert leaf.shape == (1,) or not np.asarray(leaf).any(), path
+        small = np.asarray(getattr(state, field)["embeddings"]["token"]["embedding"])
+        large = np.asarray(getattr(fpi, field)["embeddings"]["token"]["embedding"])
+        if large.shape == (70,):  # one number for every token, new ones last
+            np.testing.assert_allclose(large[61:], small.mean(), rtol=1e-5)
+    for method in ("random", "direct_copy", "aki"):
+        plan = plan_growth(source, target, method=method)
+        state = optax.scale_by_adam().init(params)
+        moments = tiny.map_leaves(lambda leaf: leaf**2, params)
+        state = state._replace(mu=params, nu=moments)
+        grown = grow_optimizer_state(state, plan)
+        mean = float(moments["layers"]["mlp"]["up"]["bias"].mean())
+        new = np.asarray(grown.nu["layers"]["mlp"]["up"]["bias"])[:3, 22:]
+        np.testing.assert_allclose(new, mean, rtol=1e-5)
+        assert not np.asarray(grown.mu["layers"]["mlp"]["up"]["bias"])[:3, 22:].any()
 
 
 OPTIMIZERS = {

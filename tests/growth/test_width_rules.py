@@ -325,7 +325,7 @@ def test_roberta_keeps_the_rows_before_its_first_position():
         ),
         ({"vocab": "median"}, "vocab: found 'median', expected one of"),
         ({"vocab": [1, 2]}, "vocab: the map goes 61 -> 63, expected 61 -> 70"),
-        ({"vocab": [99] * 9}, "indices in"),
+        ({"vocab": [99] * 9}, "vocab: donors: found 99 to 99, expected 0 to 60"),
         ({"mlp": "mean"}, "mlp is summed over by kernels and can hold copies only"),
         ({"heads": IndexMap(np.array([2, 1, 0, 0, 1, 2]), 3)}, "heads must begin with the source"),
     ],

@@ -45,6 +45,12 @@ def continued(folder, config, name, *, log="off", **optimizer):
     )
 
 
+def optimizer_state(folder):
+    """Of the newest checkpoint of a run."""
+    saved = load_model(folder)
+    return load_optimizer(folder, step=saved.step, fingerprint=saved.fingerprint)
+
+
 def adam(state) -> optax.ScaleByAdamState:
     def is_adam(node):
         return isinstance(node, optax.ScaleByAdamState)
@@ -60,10 +66,9 @@ def test_moments_grow_with_the_parameters(grown):
     assert train_command(run, reporter=reporter).exit_code == 0
     assert any("moments of" in line for line in reporter.notes)
     plan = GrowthPlan.from_json((folder / "large" / "growth_plan.json").read_text())
-    source_step = load_model(folder / "large").meta["lineage"]["source_step"]
-    before = load_optimizer(folder / "small", step=source_step)
+    before = optimizer_state(folder / "small")
     assert float(np.abs(jax.tree.leaves(adam(before).mu)[0]).max()) > 0
-    after = load_optimizer(folder / "moments", step=run.train.steps)
+    after = optimizer_state(folder / "moments")
     expected = adam(grow_optimizer_state(before, plan))
     shapes = {path: leaf.shape for path, leaf in flatten(adam(after).mu).items()}
     assert shapes == {path: leaf.shape for path, leaf in flatten(expected.mu).items()}
@@ -75,7 +80,7 @@ def test_moments_grow_with_the_parameters(grown):
     losses = [rows(folder / name)[-1]["loss"] for name in ("moments", "fresh")]
     assert losses[0] != losses[1]
     # Every layer counts the updates of the source and those since.
-    since = adam(load_optimizer(folder / "fresh", step=run.train.steps)).count
+    since = adam(optimizer_state(folder / "fresh")).count
     counts = jax.tree.map(lambda one, other: np.asarray(one + other), expected.count, since)
     jax.tree.map(np.testing.assert_array_equal, adam(after).count, counts)
     assert max(leaf.max() for leaf in jax.tree.leaves(counts)) > run.train.steps
@@ -96,9 +101,8 @@ def test_copies_are_watched_and_a_run_with_scaled_rates_continues(grown):
         distances = [float(row[f"copy_distance_{axis}"]) for row in evaluated]
         # Without dropout nothing parts exact copies: growth without split or noise is tied.
         assert max(distances) < 1e-3, (axis, distances)
-    # With the rates of copies the function moves less than without.
-    state = load_optimizer(folder / "watched", step=run.train.steps)
-    assert len(state) == len(load_optimizer(folder / "small", step=config.train.steps)) + 1
+    state = optimizer_state(folder / "watched")
+    assert len(state) == len(optimizer_state(folder / "small")) + 1
     again = Recorder()
     assert train_command(short, reporter=again).exit_code == 0
     assert any("finished before" in line for line in again.notes)
@@ -133,9 +137,36 @@ def test_rates_by_copies_need_a_plan(grown):
 def test_moments_that_are_gone(grown):
     folder, _ = grown
     with pytest.raises(CheckpointError, match=r"the checkpoint of step 999 is gone, found \["):
-        load_optimizer(folder / "small", step=999)
+        load_optimizer(folder / "small", step=999, fingerprint="")
+    with pytest.raises(CheckpointError, match="holds other parameters than those that grew"):
+        load_optimizer(folder / "small", step=load_model(folder / "small").step, fingerprint="x")
     with pytest.raises(CheckpointError, match="was not trained by b2b train"):
-        load_optimizer(folder / "large", step=0)
+        load_optimizer(folder / "large", step=0, fingerprint="")
+
+
+def test_a_stopped_run_goes_on_with_grown_moments_and_scaled_rates(grown):
+    """As one that was not stopped, to the bit; what was watched keeps its columns."""
+    folder, config = grown
+    settings = {"state": "grow", "rate_scale": "copies"}
+    whole = continued(folder, config, "whole", log="on", **settings)
+    assert train_command(whole, reporter=Recorder()).exit_code == 0
+    stopped = continued(folder, config, "stopped", log="on", **settings)
+    assert train_command(stopped, reporter=Recorder(signal_at=7)).exit_code == 75
+    unwatched = continued(folder, config, "stopped", log="off", **settings)
+    assert train_command(unwatched, reporter=Recorder()).exit_code == 0
+    models = [load_model(folder / name).fingerprint for name in ("whole", "stopped")]
+    assert models[0] == models[1]
+    watched = [row["copy_distance_mlp"] for row in rows(folder / "stopped")]
+    assert watched[0] and not watched[-1]
+    plain = continued(folder, config, "plain", state="grow")
+    assert train_command(plain, reporter=Recorder()).exit_code == 0
+
+    def moved(name):
+        start, end = load_model(folder / "large").params, load_model(folder / name).params
+        kernel = "layers/mlp/up/kernel"
+        return float(np.abs(flatten(end)[kernel] - flatten(start)[kernel]).sum())
+
+    assert moved("whole") < 0.8 * moved("plain")
 
 
 def test_a_run_of_an_older_version_lacks_new_settings(grown):
