@@ -95,7 +95,8 @@ def load(path: str | Path) -> tuple[ModelConfig, Params]:
 def save(path: str | Path, cfg: ModelConfig, params: Mapping[str, Any]) -> None:
     """Write a model as a Hugging Face folder that ``transformers`` loads.
 
-    An existing folder is replaced whole. Weights are written as safetensors with the dtypes of the
+    A folder that holds a model (a config.json) is replaced whole; any other that is not empty is
+    refused. Weights are written as safetensors with the dtypes of the
     parameters; tokenizer files are not written, since parameters know nothing of them.
 
     Args:
@@ -104,7 +105,8 @@ def save(path: str | Path, cfg: ModelConfig, params: Mapping[str, Any]) -> None:
         params: nested dict of arrays.
 
     Raises:
-        ConvertError: if no class of ``transformers`` has the model's heads.
+        ConvertError: if no class of ``transformers`` has the model's heads, or the folder holds
+            something else than a model.
 
     Example:
         >>> import tempfile
@@ -117,4 +119,10 @@ def save(path: str | Path, cfg: ModelConfig, params: Mapping[str, Any]) -> None:
     """
     from b2b_jax.convert import save_folder
 
+    folder = Path(path)
+    is_filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_filled and not (folder / "config.json").exists():
+        raise ConvertError(
+            f"{path}: holds no model (no config.json) and would be lost; save to a new folder"
+        )
     save_folder(path, cfg, params)

@@ -77,6 +77,7 @@ def test_unequal_shares_noise_and_maps(folders, capsys, tmp_path):
     tiny.assert_trees_equal(b2b.load(tmp_path / "again")[1], large)
 
 
+@pytest.mark.slow
 def test_calibrated_norms_tell_what_three_ways_cost(folders, capsys, tmp_path):
     size = "hidden_size=25,num_attention_heads=5,num_hidden_layers=5"
     words = ["--to", size, "--method", "fpi", "--norm", "calibrated", "--text"]
@@ -163,3 +164,21 @@ def test_words_that_make_no_sense(folders, words, message, capsys, tmp_path):
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "big").exists()
+
+
+def test_saving_replaces_a_model_and_nothing_else(tmp_path):
+    cfg = tiny.config()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(b2b.ConvertError, match="holds no model"):
+        b2b.save(tmp_path, cfg, tiny.random_params(cfg))
+    assert (tmp_path / "thesis.txt").exists()
+    for _ in range(2):
+        b2b.save(tmp_path / "model", cfg, tiny.random_params(cfg))
+
+
+def test_verify_needs_the_smaller_model_first(folders, capsys, tmp_path):
+    large = tiny.wider(tiny.config("gpt2", vocab_size=300, max_position_embeddings=32))
+    b2b.save(tmp_path / "large", large, tiny.random_params(large))
+    code, output = run(capsys, "verify", tmp_path / "large", folders / "gpt")
+    assert code == 1
+    assert "embed: 30 in the first, 15 in the second" in output

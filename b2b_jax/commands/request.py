@@ -133,7 +133,10 @@ class GrowRequest:
             text = Path(self.plan).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise GrowthError(f"{self.plan}: this is not a growth plan: {error}") from error
-        plan = GrowthPlan.from_json(text)
+        try:
+            plan = GrowthPlan.from_json(text)
+        except GrowthError as error:
+            raise GrowthError(f"{self.plan}: {error}") from error
         grows, has = (
             cfg.invariants() | {f"size of {axis}": size for axis, size in cfg.axis_sizes().items()}
             for cfg in (ModelConfig.from_dict(plan.source), source)

@@ -4,6 +4,7 @@ import json
 
 from b2b_jax.commands.costs import report_costs
 from b2b_jax.commands.sample import random_sample, text_sample, tokenizer_folder
+from b2b_jax.config import raise_problems
 from b2b_jax.convert import is_hf_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.train.saved import SavedModel, load_model
@@ -29,6 +30,7 @@ def verify_command(
     """
     large = load_model(grown)
     small = _load_source(source, large)
+    _check_order(small, large, source, grown)
     plan = _plan(large, small)
     sample = (
         text_sample(text, tokenizer_folder([source, grown], [small, large]), small.config)
@@ -56,6 +58,23 @@ def verify_command(
         f"{'within' if met else 'above'} the required {require_exact:g}"
     )
     return 0 if met else EXIT_INEXACT
+
+
+def _check_order(small: SavedModel, large: SavedModel, *folders: str) -> None:
+    """Make sure that the second model can have been grown from the first.
+
+    Raises:
+        ConfigError: lists every size in which it is smaller.
+    """
+    before, after = small.config.axis_sizes(), large.config.axis_sizes()
+    raise_problems(
+        f"{folders[1]} cannot have been grown from {folders[0]}; the smaller model comes first",
+        [
+            f"{axis}: {before[axis]} in the first, {after[axis]} in the second"
+            for axis in sorted(before.keys() & after.keys())
+            if before[axis] > after[axis]
+        ],
+    )
 
 
 def _load_source(source: str, large: SavedModel) -> SavedModel:

@@ -54,7 +54,7 @@ def calibrate_norms(
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(1, 50, 8)) * np.arange(8, 0, -1)
         >>> found = calibrate_norms({"norm/scale": x}, target=12)
-        >>> found.grown.counts.sum(), len(found.scales["norm/scale"])
+        >>> int(found.grown.counts.sum()), len(found.scales["norm/scale"])
         (12, 1)
     """
     widths = {x.shape[2] for x in inputs.values()}

@@ -267,6 +267,8 @@ class GrowthPlan:
         Raises:
             GrowthError: if the text is no plan or one of another format.
         """
+        from b2b_jax.growth.stored import check_stored
+
         try:
             fields = json.loads(text)
             found = fields.pop("format")
@@ -282,12 +284,7 @@ class GrowthPlan:
             fields["maps"] = {
                 name: IndexMap.from_dict(entry) for name, entry in fields["maps"].items()
             }
-            if fields["maps"].keys() != fields["source_sizes"].keys():
-                raise GrowthError(
-                    f"growth plan: found maps of {sorted(fields['maps'])}, expected "
-                    f"{sorted(fields['source_sizes'])}"
-                )
-            return cls(**fields)
+            return check_stored(cls(**fields))
         except GrowthError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -169,7 +169,8 @@ def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         return fields
 
     # A run of an older version lacks fields that were added since, at what is their default.
-    old, new = flat(RunConfig().to_dict()) | flat(before), flat(after)
+    new, defaults = flat(after), flat(RunConfig().to_dict())
+    old = {name: defaults[name] for name in new if name in defaults} | flat(before)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

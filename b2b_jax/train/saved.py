@@ -58,7 +58,8 @@ def _open(path: Path) -> tuple[ocp.CheckpointManager, int]:
     if not folder.is_dir():
         found = "no such folder" if not path.exists() else "no checkpoints/ folder in it"
         raise CheckpointError(
-            f"{path}: {found}; expected the folder of a b2b train or b2b grow run"
+            f"{path}: {found}; expected the folder of a b2b train or b2b grow run, or a Hugging "
+            "Face folder with a config.json that says its model_type"
         )
     logging.getLogger("absl").setLevel(logging.ERROR)
     manager = ocp.CheckpointManager(
@@ -158,8 +159,10 @@ def load_model(
                 params=ocp.args.StandardRestore(unflatten(abstract))  # pyright: ignore
             ),
         )["params"]
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
+    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
+        raise CheckpointError(
+            f"{path}: step {step} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     return SavedModel(config, params, meta, step, parameter_fingerprint(params))
 
 
@@ -218,8 +221,10 @@ def load_optimizer(path: str | Path, *, step: int, fingerprint: str) -> Any:
                 optimizer=ocp.args.StandardRestore(abstract),  # pyright: ignore
             ),
         )
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: step {step} cannot be read: {error}") from error
+    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
+        raise CheckpointError(
+            f"{path}: step {step} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     if parameter_fingerprint(restored["params"]) != fingerprint:
         raise CheckpointError(f"{path}: step {step} holds other parameters than those that grew")
     return jax.device_get(restored["optimizer"]["state"])

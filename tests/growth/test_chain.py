@@ -16,6 +16,7 @@ from b2b_jax.growth import (
 from b2b_jax.tree import flatten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "first", "second"),
     [

@@ -135,6 +135,7 @@ def test_tokens_that_blocks_write_to_must_be_named_to_silence_blocks(source):
     assert float(np.abs(found - model.apply({"params": params}, patches)).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_aki_and_the_optimizer_of_a_linen_model(source):
     _, params, patches = source
     stacked = b2b.stack_layers(params, "block_{}")

@@ -80,6 +80,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "rules"), [("bert", RULES[0]), ("gpt2", RULES[1]), ("gpt2", RULES[2])], ids=str
 )
@@ -158,6 +159,7 @@ def test_copies_of_unequal_shares_divide_the_sources_gradient_among_them():
         np.testing.assert_allclose(summed, leaf, rtol=1e-4, atol=1e-6 * largest, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [RULES[2], {"norm": "mean_pad", "noise": 1.0}], ids=str)
 def test_pieces_plans_and_jit_agree(gpt, rules):
     target = padded(gpt, 5, num_hidden_layers=6)
@@ -216,6 +218,7 @@ def test_every_function_preserving_plan_can_be_undone(gpt, rules):
             np.testing.assert_array_max_ulp(np.asarray(back[path]), np.asarray(leaf), maxulp=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["cyclic", "balanced"])
 def test_a_step_scaled_by_copies_moves_the_function_as_the_sources_step_does(mapping):
     source = tiny.config()

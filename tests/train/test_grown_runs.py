@@ -91,6 +91,7 @@ def rows(run_dir) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_copies_are_watched_and_a_run_with_scaled_rates_continues(grown):
     folder, config = grown
     run = continued(folder, config, "watched", log="on", rate_scale="copies")
@@ -144,6 +145,7 @@ def test_moments_that_are_gone(grown):
         load_optimizer(folder / "large", step=0, fingerprint="")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_grown_moments_and_scaled_rates(grown):
     """As one that was not stopped, to the bit; what was watched keeps its columns."""
     folder, config = grown
