@@ -24,6 +24,7 @@ class Curve:
         steps: updates done.
         loss: nats per prediction.
         sub_model_mean: mean held-out loss of the sub-models; nan outside of stage one.
+        layers: of the model that was evaluated, fewer than the target's while depth still grows.
         exact: FLOPs spent, matrix products of the compiled program.
         electra: FLOPs spent, by ELECTRA's accounting.
         seconds: of training.
@@ -35,6 +36,7 @@ class Curve:
     exact: np.ndarray
     electra: np.ndarray
     seconds: np.ndarray
+    layers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _read_run(path: Path) -> Run:
         path=path,
         label=label,
         role="grown" if config["init"] else "scratch",
-        curve=_read_curve(path / "metrics.csv"),
+        curve=read_curve(path / "metrics.csv", num_layers=config["model"]["num_hidden_layers"]),
         stage_one_steps=stage_one,
         total_steps=config["train"]["steps"],
         model=config["model"],
@@ -197,14 +199,23 @@ def _read_run(path: Path) -> Run:
     )
 
 
-def _read_curve(path: Path) -> Curve:
+def read_curve(path: Path, *, num_layers: int) -> Curve:
+    """Read the evaluations of a run from its metrics.csv.
+
+    Args:
+        path: the file.
+        num_layers: of the whole model, which is what rows speak of that do not say.
+
+    Raises:
+        ValueError: if it holds no evaluation.
+    """
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["heldout_loss"] and row["seconds"]]
     if not rows:
         raise ValueError("metrics.csv holds no evaluation yet; train it further")
 
-    def column(name: str) -> np.ndarray:
-        return np.array([float(row.get(name) or "nan") for row in rows])
+    def column(name: str, default: float = float("nan")) -> np.ndarray:
+        return np.array([float(row.get(name) or default) for row in rows])
 
     return Curve(
         steps=column("step"),
@@ -213,4 +224,5 @@ def _read_curve(path: Path) -> Curve:
         exact=column("flops_exact"),
         electra=column("flops_electra"),
         seconds=column("seconds"),
+        layers=column("heldout_layers", num_layers),
     )
