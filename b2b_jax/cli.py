@@ -175,6 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", help="folder of a run, a grown model or a Hugging Face model")
     inspect.set_defaults(run=_inspect)
 
+    compare = commands.add_parser(
+        "compare", help="train every method of a comparison; repeat the command to continue"
+    )
+    compare.add_argument("config", help="YAML file of the comparison")
+    compare.set_defaults(run=_compare)
+
     plot = commands.add_parser("plot", help="curves and savings of several runs")
     plot.add_argument("paths", nargs="+", help="run folders")
     plot.add_argument("--out", default="", help="folder to write to (default: the runs' parent)")
@@ -266,6 +272,17 @@ def _inspect(options: argparse.Namespace) -> int:
 
     inspect_command(options.path, reporter=TerminalReporter("inspect"))
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from b2b_jax.commands.compare import compare_command
+    from b2b_jax.compare import load_compare_config
+    from b2b_jax.train.writers import TerminalReporter
+
+    config = load_compare_config(options.config)
+    return compare_command(
+        config, command=f"b2b compare {options.config}", reporter=TerminalReporter("compare")
+    )
 
 
 def _plot(options: argparse.Namespace) -> int:

@@ -47,15 +47,16 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: extends: found {bases!r}, expected a file or a list of files")
     for base in bases:
-        merged = _merge(merged, _read_yaml(path.parent / base, (*readers, path.resolve())))
-    return _merge(merged, content)
+        merged = merge(merged, _read_yaml(path.parent / base, (*readers, path.resolve())))
+    return merge(merged, content)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of which those above replace those below, key by key."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

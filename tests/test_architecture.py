@@ -20,6 +20,7 @@ LAYERS = (
     ("train",),
     ("evaluate", "report"),
     ("config",),
+    ("compare",),
     ("__init__",),
     ("commands",),
     ("cli", "__main__"),

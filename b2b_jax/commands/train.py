@@ -1,7 +1,7 @@
 """`b2b train`: start or continue a run (effects)."""
 
 import json
-import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,10 +13,12 @@ import yaml
 
 from b2b_jax.commands.folders import write_json, write_text, write_yaml
 from b2b_jax.commands.prepare import prepare_command
+from b2b_jax.commands.run_card import describe_run, run_card
+from b2b_jax.commands.teacher import load_teacher, with_teacher
 from b2b_jax.config import raise_problems
 from b2b_jax.data import Prepared
-from b2b_jax.models import ConfigError
-from b2b_jax.report.flops import peak_flops, step_cost
+from b2b_jax.models import ConfigError, ModelConfig
+from b2b_jax.report.flops import StepCost, forward_cost, peak_flops, step_cost
 from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
@@ -29,7 +31,6 @@ from b2b_jax.train.saved import (
     load_optimizer,
     total_cost,
 )
-from b2b_jax.train.stages import full_model
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.writers import Reporter, duration
 
@@ -53,12 +54,15 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     origin = _origin(config, reporter=reporter) if begun is None else _Origin(begun.meta["lineage"])
     lineage = origin.lineage
     _check_grown(config, lineage)
+    teacher = load_teacher(config) if config.inherit.steps else None
+    if teacher is not None:
+        lineage = with_teacher(lineage, teacher, config)
     write_yaml(run_dir / "config.yaml", config.to_dict())
-    write_text(run_dir / "README.md", _card(config, lineage))
+    write_text(run_dir / "README.md", run_card(config, lineage))
     if lineage.get("growth_plan"):
         write_json(run_dir / "growth_plan.json", lineage["growth_plan"])
     write_json(run_dir / "lineage.json", {k: v for k, v in lineage.items() if k != "growth_plan"})
-    accounting = price(config)
+    accounting = price(config, teacher=None if teacher is None else teacher.config)
     trainer = Trainer(
         config,
         prepared,
@@ -66,8 +70,9 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         reporter=reporter,
         initial=origin.initial,
         lineage=lineage,
+        teacher=teacher,
     )
-    _describe(config, trainer, accounting, reporter)
+    describe_run(config, trainer, accounting, reporter=reporter)
     outcome = trainer.run()
     heldout = "" if outcome.heldout_loss is None else f", held-out loss {outcome.heldout_loss:.4f}"
     reporter.note(
@@ -79,21 +84,39 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     return outcome
 
 
-def price(config: RunConfig) -> Accounting:
+def price(config: RunConfig, *, teacher: ModelConfig | None = None) -> Accounting:
     """FLOPs of the run's steps by both accountings, and the peak of its devices if known."""
     train, causal = config.train, config.model.is_causal
-    predictions = train.sequence_length - 1 if causal else train.masked_positions
+    sizes = {
+        "batch_size": train.batch_size,
+        "sequence_length": train.sequence_length,
+        "predictions": train.sequence_length - 1 if causal else train.masked_positions,
+    }
     peak = peak_flops(jax.devices()[0].device_kind)
     return Accounting(
-        step_cost=lambda sub: step_cost(
-            config.model,
-            sub,
-            batch_size=train.batch_size,
-            sequence_length=train.sequence_length,
-            predictions=predictions,
-        ),
+        step_cost=lambda sub: step_cost(config.model, sub, **sizes),
+        teacher_cost=None if teacher is None else forward_cost(teacher, **sizes),
         peak_flops=None if peak is None else peak * jax.device_count(),
     )
+
+
+def planned_cost(config: RunConfig, *, teacher: ModelConfig | None = None) -> StepCost:
+    """FLOPs of a whole run by both accountings; drawn sub-models count with their mean.
+
+    Args:
+        config: the run.
+        teacher: the model it learns from, if it does.
+    """
+    accounting, electra, exact = price(config, teacher=teacher), 0.0, 0.0
+    for phase in config.schedule.phases:
+        costs = [accounting.step_cost(sub) for sub in phase.subs]
+        taught = accounting.teacher_cost if phase.needs_teacher else None
+        for_teacher = taught or StepCost(0.0, 0.0)
+        electra += phase.steps * (
+            statistics.fmean(cost.electra for cost in costs) + for_teacher.electra
+        )
+        exact += phase.steps * (statistics.fmean(cost.exact for cost in costs) + for_teacher.exact)
+    return StepCost(electra, exact)
 
 
 def _refuse_other_run(run_dir: Path, config: RunConfig) -> None:
@@ -227,55 +250,4 @@ def _check_same_model(config: RunConfig, saved: SavedModel) -> None:
             for name in found
             if name not in dropouts and found[name] != wanted[name]
         ],
-    )
-
-
-def _describe(
-    config: RunConfig, trainer: Trainer, accounting: Accounting, reporter: Reporter
-) -> None:
-    model, train = config.model, config.train
-    parameters = sum(math.prod(shape) for shape in trainer.programs.model.shapes.values())
-    step = accounting.step_cost(full_model(model.num_hidden_layers))
-    mesh = ", ".join(f"{name} {size}" for name, size in trainer.programs.mesh.shape.items())
-    reporter.note(
-        f"model: {model.family}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
-        f"{parameters / 1e6:.2f} M parameters"
-    )
-    reporter.note(
-        f"run: {train.steps} steps of {train.batch_size} x {train.sequence_length} tokens, "
-        f"{step.exact / 1e9:.1f} GFLOP per full step; "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind} ({mesh}); writes {config.run_dir}/"
-    )
-    if config.two_stage.steps:
-        depths = ", ".join(str(sub.depth) for sub in trainer.schedule.subs)
-        reporter.note(
-            f"stages: {config.two_stage.steps} steps of sub-models ({depths} layers), then "
-            f"{train.steps - config.two_stage.steps} of the whole model"
-        )
-
-
-def _card(config: RunConfig, lineage: Mapping[str, Any]) -> str:
-    model = config.model
-    origin = "random initialisation"
-    if config.init:
-        origin = f"`{config.init}`"
-        if lineage.get("source"):
-            method = lineage.get("method", "growth")
-            origin += f", which was grown from `{lineage['source']}` by {method}"
-    stages = (
-        f"{config.two_stage.steps} steps of sub-models of {config.two_stage.layers_per_block} more "
-        "layers each, then the whole model"
-        if config.two_stage.steps
-        else "the whole model throughout"
-    )
-    return (
-        f"# {Path(config.run_dir).name}\n\n"
-        f"A {model.family} model of {model.num_hidden_layers} layers and width "
-        f"{model.hidden_size}, pre-trained with b2b_jax {lineage['library_version']}.\n\n"
-        f"- Starts from: {origin}\n"
-        f"- Data: {config.data.source}\n"
-        f"- Training: {config.train.steps} steps of {config.train.batch_size} sequences of "
-        f"{config.train.sequence_length} tokens; {stages}\n"
-        "- Files: `config.yaml` (every setting), `metrics.csv` and `tensorboard/` (curves), "
-        "`checkpoints/` (Orbax)\n"
     )

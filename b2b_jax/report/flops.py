@@ -188,6 +188,35 @@ def step_cost(
     return StepCost(electra=by("electra"), exact=by("exact"))
 
 
+def forward_cost(
+    cfg: ModelConfig, *, batch_size: int, sequence_length: int, predictions: int
+) -> StepCost:
+    """FLOPs of one batch's predictions by both accountings, as a teacher makes them.
+
+    Args:
+        cfg: sizes.
+        batch_size: sequences.
+        sequence_length: tokens per sequence.
+        predictions: predicted positions per sequence; a causal model's head runs at all T.
+    """
+    d, f, t, layers = (
+        cfg.hidden_size,
+        cfg.intermediate_size,
+        sequence_length,
+        cfg.num_hidden_layers,
+    )
+    rows = t if cfg.is_causal else predictions
+    layer = 4 * 2 * t * d * d + 2 * 2 * t * d * f + 2 * 2 * t * t * d
+    head = 2 * rows * d * cfg.vocab_size + (0 if cfg.is_causal else 2 * rows * d * d)
+    fraction = 1.0 if cfg.is_causal else predictions / t
+    per_token = (
+        layers * electra_block(cfg, t) + electra_input(cfg, t) + electra_output(cfg, fraction)
+    )
+    return StepCost(
+        electra=batch_size * t * per_token, exact=float(batch_size * (layers * layer + head))
+    )
+
+
 def mean_flops(
     cfg: ModelConfig,
     subs: Sequence[SubModel],

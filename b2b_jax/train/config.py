@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from b2b_jax.data import DataConfig
 from b2b_jax.models import Compute, ModelConfig
+from b2b_jax.train.inherit import InheritConfig
 from b2b_jax.train.optim import OptimizerConfig
+from b2b_jax.train.schedule import ProgressiveConfig, Schedule
 from b2b_jax.train.sharding import MeshConfig
 from b2b_jax.train.stages import TwoStageConfig
 
@@ -72,6 +74,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     two_stage: TwoStageConfig = field(default_factory=TwoStageConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    inherit: InheritConfig = field(default_factory=InheritConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -86,6 +90,18 @@ class RunConfig:
             return list(value) if isinstance(value, tuple) else value
 
         return plain(dataclasses.asdict(self))
+
+    @property
+    def schedule(self) -> Schedule:
+        """What every step trains."""
+        return Schedule(
+            self.model.num_hidden_layers,
+            self.train.steps,
+            two_stage=self.two_stage,
+            progressive=self.progressive,
+            teacher_steps=self.inherit.steps,
+            seed=self.train.seed,
+        )
 
     def problems(self) -> list[str]:
         """Every reason why this run cannot start: field, value found, values expected."""
@@ -138,6 +154,16 @@ class RunConfig:
             found.append(f"model.heads: found {list(model.heads)}, expected {head!r} among them")
         found += self.optimizer.problems(train.steps)
         found += self.two_stage.problems(model.num_hidden_layers, train.steps)
+        found += self.progressive.problems(model.num_hidden_layers, train.steps)
+        found += self.inherit.problems(train.steps, model.vocab_size)
+        ways = {
+            "two_stage.steps": self.two_stage.steps > 0,
+            "progressive.method": self.progressive.method != "none",
+            "inherit.steps": self.inherit.steps > 0,
+        }
+        if sum(ways.values()) > 1:
+            chosen = " and ".join(name for name, is_on in ways.items() if is_on)
+            found.append(f"{chosen}: found together, expected at most one of them in a run")
         return found
 
 
@@ -150,15 +176,16 @@ FREE_FIELDS = (
     "compute.remat",
     "compute.scan_unroll",
     "data.prepared_dir",
+    "inherit.cache_dir",
 )
 
 
-def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Fields in which two runs differ so that they give other results: ``name: old -> new``.
+def result_fields(run: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that decide what comes out, by dotted name.
 
     Args:
-        before: `RunConfig.to_dict` of the run that exists.
-        after: the same of the run that is asked for.
+        run: `RunConfig.to_dict`, of this or of an older version, which lacks fields that were added
+            since, at what is their default.
     """
 
     def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -168,11 +195,20 @@ def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             fields |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
         return fields
 
-    # A run of an older version lacks fields that were added since, at what is their default.
-    new, defaults = flat(after), flat(RunConfig().to_dict())
-    old = {name: defaults[name] for name in new if name in defaults} | flat(before)
+    found = flat(RunConfig().to_dict()) | flat(run)
+    return {name: value for name, value in found.items() if not name.startswith(FREE_FIELDS)}
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Fields in which two runs differ so that they give other results: ``name: old -> new``.
+
+    Args:
+        before: `RunConfig.to_dict` of the run that exists.
+        after: the same of the run that is asked for.
+    """
+    old, new = result_fields(before), result_fields(after)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if not name.startswith(FREE_FIELDS) and old.get(name) != new.get(name)
+        if old.get(name) != new.get(name)
     ]

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from b2b_jax.data import DataError, Prepared, heldout_batches, train_batches
+from b2b_jax.data import DataError, Prepared, train_batches
 from b2b_jax.growth import GrowthPlan
+from b2b_jax.models import build_model
 from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
-from b2b_jax.train.programs import Programs
+from b2b_jax.train.programs import Lessons, Programs
+from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.signals import StopRequest
-from b2b_jax.train.stages import Schedule
 from b2b_jax.train.state import TrainState
+from b2b_jax.train.teacher import Teacher
 from b2b_jax.train.writers import CsvWriter, Reporter, TensorBoardWriter, metric_columns
 
 
@@ -51,6 +53,7 @@ class Trainer:
         accounting: prices of its steps.
         reporter: where progress goes.
         initial: makes the first state, on its devices, if there is no checkpoint.
+        teacher: the model to learn from, if the run has one.
         lineage: JSON values about where the parameters come from; kept in every checkpoint.
     """
 
@@ -63,15 +66,24 @@ class Trainer:
         reporter: Reporter,
         initial: Callable[[Programs], TrainState],
         lineage: Mapping[str, Any],
+        teacher: SavedModel | None = None,
     ) -> None:
         self.config, self.prepared, self.reporter = config, prepared, reporter
         self.lineage = dict(lineage)
-        self.schedule = Schedule(
-            config.model.num_hidden_layers, config.two_stage, config.train.seed
-        )
+        self.schedule = config.schedule
         stored = self.lineage.get("growth_plan")
         plan = None if stored is None else GrowthPlan.from_json(json.dumps(stored))
-        self.programs = Programs(config, prepared.tokenizer, plan=plan)
+        self.programs = Programs(
+            config,
+            prepared.tokenizer,
+            plan=plan,
+            teacher=None if teacher is None else build_model(teacher.config),
+        )
+        self.teacher = (
+            None
+            if teacher is None
+            else Teacher(teacher, config, programs=self.programs, prepared=prepared)
+        )
         self._watched = plan.copied_axes if plan and config.log.symmetry == "on" else ()
         self.checkpoints = Checkpoints(config.run_dir, config.checkpoint)
         self.meter = Meter(config, self.schedule, accounting)
@@ -123,6 +135,8 @@ class Trainer:
             if not resumed:
                 self._write_row(writers, heldout=self._evaluate(state, before_step=0))
                 saved = -1
+            if self.teacher is not None and self.schedule.phase(start).needs_teacher:
+                self.teacher.prepare(self._batches, first_step=start, reporter=self.reporter)
             batches = self._batches(start) if start < config.train.steps else iter(())
             self._clock = time.monotonic()
             for step in range(start, config.train.steps):
@@ -150,7 +164,7 @@ class Trainer:
 
     def _open_writers(self, *, keep_through: int, start: int) -> list[Any]:
         run_dir = Path(self.config.run_dir)
-        columns = metric_columns([sub.depth for sub in self.schedule.subs], copied=self._watched)
+        columns = metric_columns(self.schedule.drawn_depths, copied=self._watched)
         writers: list[Any] = [
             CsvWriter(run_dir / "metrics.csv", columns, keep_through=keep_through)
         ]
@@ -174,17 +188,23 @@ class Trainer:
     def _train_one(
         self, state: TrainState, batch: Mapping[str, np.ndarray], step: int
     ) -> TrainState:
-        sub = self.schedule.sub_model(step)
-        input_ids = self.programs.put(batch["input_ids"])
-        if not self.programs.is_compiled(sub):
+        sub, phase = self.schedule.sub_model(step), self.schedule.phase(step)
+        if step == phase.start and phase.layer_order:
+            state = self.programs.begin_phase(state, phase)
+        input_ids, hints = self.programs.put(batch["input_ids"]), None
+        if self.teacher is not None and phase.needs_teacher:
+            hints = self.teacher.hints(step)
+        lessons: Lessons = "labels" if hints is None else "labels and teacher"
+        if not self.programs.is_compiled(sub, lessons=lessons):
             before = time.monotonic()
-            self.programs.compile_train_step(sub, state, input_ids)
+            self.programs.compile_train_step(sub, state, input_ids, hints=hints)
             self.reporter.note(
                 f"compiled the step that runs {sub.depth} and trains {sub.live_layers} layers in "
                 f"{time.monotonic() - before:.1f} s"
             )
             self._clock = time.monotonic()
-        state, metrics = self.programs.train_step(sub)(state, input_ids)
+        arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
+        state, metrics = self.programs.train_step(sub, lessons=lessons)(*arguments)
         with self._naming_the_kept_checkpoint():
             self.meter.step(sub, metrics)
         self._tick()
@@ -220,45 +240,22 @@ class Trainer:
             )
             raise NonFiniteLoss(
                 f"{error}; {what}. Lower optimizer.peak_learning_rate or raise "
-                "optimizer.warmup_steps"
+                "optimizer.warmup_steps",
+                step=error.step,
             ) from None
 
     def _evaluates(self, done: int) -> bool:
         train = self.config.train
-        boundary = done == self.config.two_stage.steps
-        return done % train.eval_every == 0 or boundary or done == train.steps
+        boundary = any(done == phase.stop for phase in self.schedule.phases)
+        return done % train.eval_every == 0 or boundary
 
     def _evaluate(self, state: TrainState, *, before_step: int) -> dict[str, float]:
-        """Held-out loss of the whole model, and of every sub-model while stage one lasts."""
-        train = self.config.train
-        subs = self.schedule.subs if self.schedule.stage(before_step) == "sub" else ()
-        depths = tuple(sub.depth for sub in subs) or (self.schedule.full.depth,)
-        evaluate = self.programs.eval_step(depths)
-        total, count = np.zeros(len(depths)), 0.0
-        for index, batch in enumerate(
-            heldout_batches(
-                self.prepared,
-                sequence_length=train.sequence_length,
-                layout="gpt2" if self.config.model.is_causal else "bert",
-                batch_size=train.batch_size,
-                max_batches=train.eval_batches,
-            )
-        ):
-            rows = self.programs.put_whole(batch["input_ids"])
-            loss = evaluate(state.params, rows, jnp.int32(index))
-            total += np.asarray(loss.total, np.float64)
-            count += float(loss.count[0])
-        means = total / count
-        self.meter.progress.heldout_loss = float(means[-1])
-        columns = {"heldout_loss": float(means[-1])}
+        columns = heldout_columns(
+            self.programs, self.prepared, state.params, phase=self.schedule.phase(before_step)
+        )
+        self.meter.progress.heldout_loss = columns["heldout_loss"]
         if self._watched:
             columns |= self.programs.copy_distances(state.params)
-        if subs:
-            columns["heldout_submodel_mean"] = float(means.mean())
-            columns |= {
-                f"heldout_depth_{depth}": float(mean)
-                for depth, mean in zip(depths, means, strict=True)
-            }
         return columns
 
     def _write_row(self, writers: list[Any], *, heldout: Mapping[str, float]) -> None:

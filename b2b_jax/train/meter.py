@@ -9,14 +9,23 @@ import jax.numpy as jnp
 
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.optim import learning_rate
-from b2b_jax.train.stages import Schedule, SubModel
+from b2b_jax.train.schedule import Schedule
+from b2b_jax.train.stages import SubModel
 from b2b_jax.train.step import StepMetrics
 
 SMOOTHING = 0.9
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss was infinite or not a number; the last good checkpoint is kept."""
+    """A loss was infinite or not a number; the last good checkpoint is kept.
+
+    Attributes:
+        step: the update whose loss it was, counted from one.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @runtime_checkable
@@ -40,10 +49,13 @@ class Accounting:
 
     Attributes:
         step_cost: FLOPs of one training step of a sub-model.
+        teacher_cost: FLOPs of a teacher's predictions for one step, if there is one. They count in
+            full also where a cache made them before, since they had to be made for it.
         peak_flops: FLOP/s of all devices together, if known.
     """
 
     step_cost: Callable[[SubModel], Cost]
+    teacher_cost: Cost | None = None
     peak_flops: float | None = None
 
 
@@ -89,10 +101,13 @@ class Meter:
         Raises:
             NonFiniteLoss: names the step.
         """
-        cost, progress = self.accounting.step_cost(sub), self.progress
+        progress = self.progress
+        costs = [self.accounting.step_cost(sub)]
+        if self.schedule.phase(progress.step).needs_teacher and self.accounting.teacher_cost:
+            costs.append(self.accounting.teacher_cost)
         progress.step += 1
-        progress.flops["electra"] += cost.electra
-        progress.flops["exact"] += cost.exact
+        progress.flops["electra"] += sum(cost.electra for cost in costs)
+        progress.flops["exact"] += sum(cost.exact for cost in costs)
         self._pending.append((sub, metrics))
         self.read(leave=1)
 
@@ -107,9 +122,9 @@ class Meter:
             loss = float(metrics.loss.total) / float(metrics.loss.count)
             self._grad_norm = float(metrics.grad_norm)
             if not (math.isfinite(loss) and math.isfinite(self._grad_norm)):
+                step = self.progress.step - len(self._pending)
                 raise NonFiniteLoss(
-                    f"step {self.progress.step - len(self._pending)}: loss {loss}, gradient norm "
-                    f"{self._grad_norm}"
+                    f"step {step}: loss {loss}, gradient norm {self._grad_norm}", step=step
                 )
             window = self.progress.window.setdefault(str(sub.depth), [0.0, 0.0])
             window[0] += loss
@@ -122,7 +137,7 @@ class Meter:
         progress, last = self.progress, max(self.progress.step - 1, 0)
         row: dict[str, Any] = {
             "step": progress.step,
-            "stage": self.schedule.stage(last),
+            "stage": self.schedule.phase(last).name,
             "flops_electra": progress.flops["electra"],
             "flops_exact": progress.flops["exact"],
             "seconds": progress.seconds,
@@ -159,20 +174,20 @@ class Meter:
         done = self.progress.flops["exact"] - self._began[1]
         if spent <= 0 or done <= 0:
             return None
-        step, subs = self.progress.step, self.schedule.subs
-        boundary = self.schedule.config.steps if subs else 0
-        full = self.accounting.step_cost(self.schedule.full).exact
-        left = full * (self.config.train.steps - max(step, boundary))
-        if step < boundary:
-            mean = sum(self.accounting.step_cost(sub).exact for sub in subs) / len(subs)
-            left += mean * (boundary - step)
+        step, left = self.progress.step, 0.0
+        for phase in self.schedule.phases:
+            mean = sum(self.accounting.step_cost(sub).exact for sub in phase.subs) / len(phase.subs)
+            if phase.needs_teacher and self.accounting.teacher_cost:
+                mean += self.accounting.teacher_cost.exact
+            left += mean * max(phase.stop - max(step, phase.start), 0)
         return left * spent / done
 
     def status(self) -> str:
         """Stage, smoothed training loss and newest held-out loss, for the progress line."""
         last = max(self.progress.step - 1, 0)
-        full = self.schedule.stage(last) == "full"
-        parts = ["whole model" if full else f"bottom {self.schedule.sub_model(last).depth} layers"]
+        depth = self.schedule.sub_model(last).depth
+        whole = depth == self.schedule.num_layers and self.schedule.phase(last).name != "sub"
+        parts = ["whole model" if whole else f"bottom {depth} layers"]
         if not math.isnan(self._loss):
             parts.append(f"loss {self._loss:.3f}")
         if self.progress.heldout_loss is not None:

@@ -73,7 +73,7 @@ def at_positions(
     return jnp.take_along_axis(x_BTD, positions_BM[..., None], axis=1)
 
 
-def training_loss(
+def training_logits(
     live: Mapping[str, Any],
     params: Mapping[str, Any],
     example: Example,
@@ -82,8 +82,8 @@ def training_loss(
     sub: SubModel,
     dropout_key: PRNGKey | None,
     constrain: Constrain,
-) -> LossSum:
-    """Loss of a sub-model as a function of its trained cut (bert2BERT, Algorithm 2).
+) -> Float[Array, "B M V"]:
+    """Predictions of a sub-model as a function of its trained cut (bert2BERT, Algorithm 2).
 
     Only ``live`` is to be differentiated. Layers above the sub-model are not run. Layers below the
     trained ones, the embeddings where frozen, and the token table where it is frozen on one of its
@@ -120,8 +120,7 @@ def training_loss(
         keys = keys_of(sub.first_live, sub.depth)
         x_BTD = model.run_layers(live["layers"], x_BTD, dropout_keys=keys)
     x_BMD = at_positions(constrain(x_BTD), example.positions)
-    logits = model.logits(unflatten(head_from), x_BMD)
-    return cross_entropy(logits, example.labels, weights=example.weights)
+    return model.logits(unflatten(head_from), x_BMD)
 
 
 def prefix_losses(

@@ -1,18 +1,26 @@
 """The compiled programs of a run on its mesh, made once each (effects: devices)."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+import optax
+from jaxtyping import Int, Shaped
 
 from b2b_jax.data import TokenizerInfo
 from b2b_jax.growth import GrowthPlan, copy_distances, grow_optimizer_state
-from b2b_jax.models import build_model
+from b2b_jax.models import Model, build_model
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.inherit import Hints, Inheritance, TopLogits
 from b2b_jax.train.objective import Objective
 from b2b_jax.train.optim import make_optimizer, with_moments
+from b2b_jax.train.progressive import begin_phase
+from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import (
     ShardingError,
     batch_sharding,
@@ -23,10 +31,12 @@ from b2b_jax.train.sharding import (
 )
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
-from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step, step_keys
 from b2b_jax.tree import unflatten
 from b2b_jax.types import Params
 
+Lessons = Literal["labels", "labels and teacher"]
+"""What a training step learns from."""
 _copy_distances = jax.jit(copy_distances, static_argnums=1)
 
 
@@ -34,9 +44,15 @@ class Programs:
     """Model, optimizer, mesh and the jitted functions of one run."""
 
     def __init__(
-        self, config: RunConfig, tokenizer: TokenizerInfo, *, plan: GrowthPlan | None = None
+        self,
+        config: RunConfig,
+        tokenizer: TokenizerInfo,
+        *,
+        plan: GrowthPlan | None = None,
+        teacher: Model | None = None,
     ) -> None:
         self.config, self.plan = config, plan
+        self.inheritance = None if teacher is None else Inheritance(teacher, config.inherit)
         self.model = build_model(config.model, compute=config.compute)
         self.mesh = make_mesh(config.mesh)
         rows = config.train.batch_size // config.train.micro_batches
@@ -46,15 +62,20 @@ class Programs:
                 f"cannot share evenly; set a batch of a multiple of "
                 f"{self.mesh.size * config.train.micro_batches}"
             )
-        self.optimizer = make_optimizer(
-            config.optimizer, self.model.axes, total_steps=config.train.steps, plan=plan
-        )
+        self.optimizer = self._optimizer(config.optimizer.peak_learning_rate)
         causal = config.model.is_causal
         self.objective = Objective(
             "clm" if causal else "mlm", tokenizer, 0 if causal else config.train.masked_positions
         )
-        self._train_steps: dict[SubModel, TrainStep] = {}
+        self._train_steps: dict[tuple[SubModel, Lessons], TrainStep] = {}
         self._eval_steps: dict[tuple[int, ...], EvalStep] = {}
+
+    def _optimizer(self, peak_learning_rate: Any) -> optax.GradientTransformation:
+        """The optimizer with a peak rate that may be a traced number."""
+        settings = dataclasses.replace(self.config.optimizer, peak_learning_rate=peak_learning_rate)
+        return make_optimizer(
+            settings, self.model.axes, total_steps=self.config.train.steps, plan=self.plan
+        )
 
     @cached_property
     def param_shardings(self) -> Params:
@@ -136,34 +157,88 @@ class Programs:
         """This process's rows of a batch as one array over all devices."""
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), rows)
 
-    def put_whole(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
-        """A whole batch that every process has, as one array over all devices."""
+    def put_whole(self, rows: np.ndarray) -> Shaped[jax.Array, "B ..."]:
+        """Rows of a whole batch that every process has, as one array over all devices."""
         sharding = batch_sharding(self.mesh)
         return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
-    def is_compiled(self, sub: SubModel) -> bool:
+    def is_compiled(self, sub: SubModel, *, lessons: Lessons = "labels") -> bool:
         """Whether the step of a sub-model has been compiled."""
-        return sub in self._train_steps
+        return (sub, lessons) in self._train_steps
 
     def compile_train_step(
-        self, sub: SubModel, state: TrainState, input_ids: Int[jax.Array, "B T"]
+        self,
+        sub: SubModel,
+        state: TrainState,
+        input_ids: Int[jax.Array, "B T"],
+        *,
+        hints: Hints | None = None,
     ) -> None:
-        """Trace and compile the step of a sub-model for arguments like these; do not run it."""
-        step = make_train_step(
-            self.model,
-            self.optimizer,
-            objective=self.objective,
-            sub=sub,
-            seed=self.config.train.seed,
-            micro_batches=self.config.train.micro_batches,
-            mesh=self.mesh,
-        )
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
-        self._train_steps[sub] = jitted.lower(state, input_ids).compile()
+        """Trace and compile the step of a sub-model for arguments like these; do not run it.
 
-    def train_step(self, sub: SubModel) -> TrainStep:
+        Args:
+            sub: what runs and what is trained.
+            state: the state, or its abstract form.
+            input_ids: a batch.
+            hints: of the teacher, for a step that learns from one.
+        """
+
+        def step(knobs: dict[str, jax.Array], state: TrainState, *batch: Any) -> Any:
+            train_one = make_train_step(
+                self.model,
+                self._optimizer(knobs["peak_learning_rate"]),
+                objective=self.objective,
+                sub=sub,
+                seed=knobs["seed"],
+                micro_batches=self.config.train.micro_batches,
+                mesh=self.mesh,
+                inheritance=None if hints is None else self.inheritance,
+            )
+            return train_one(state, *batch)
+
+        # What runs of one comparison differ in is an argument, so that the persistent compilation
+        # cache has their program.
+        knobs = {
+            "seed": jnp.uint32(self.config.train.seed),
+            "peak_learning_rate": jnp.float32(self.config.optimizer.peak_learning_rate),
+        }
+        knobs = jax.device_put(knobs, replicated(self.mesh))
+        jitted = jax.jit(step, donate_argnums=1, out_shardings=(self.state_shardings, None))
+        arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
+        lessons: Lessons = "labels" if hints is None else "labels and teacher"
+        compiled = jitted.lower(knobs, *arguments).compile()
+        self._train_steps[sub, lessons] = functools.partial(compiled, knobs)
+
+    def train_step(self, sub: SubModel, *, lessons: Lessons = "labels") -> TrainStep:
         """The compiled step that trains a sub-model; its state argument is donated."""
-        return self._train_steps[sub]
+        return self._train_steps[sub, lessons]
+
+    def begin_phase(self, state: TrainState, phase: Phase) -> TrainState:
+        """The layers and moments that a phase begins with; the old state is donated."""
+
+        def begin(state: TrainState) -> TrainState:
+            return begin_phase(state, phase, self.model.axes)
+
+        return jax.jit(begin, donate_argnums=0, out_shardings=self.state_shardings)(state)
+
+    @cached_property
+    def teacher_shardings(self) -> Params:
+        """Nested dict of the shardings of the teacher's parameters."""
+        assert self.inheritance is not None
+        teacher = self.inheritance.teacher
+        return unflatten(param_shardings(teacher.axes, teacher.shapes, mesh=self.mesh))
+
+    @cached_property
+    def keep_predictions(self) -> Callable[..., TopLogits]:
+        """``(teacher's parameters, input_ids, step) -> TopLogits`` of the step's own masks."""
+        inheritance, seed = self.inheritance, self.config.train.seed
+        assert inheritance is not None
+
+        def keep(params: Params, input_ids: jax.Array, step: jax.Array) -> TopLogits:
+            example = self.objective.example(input_ids, step_keys(seed, step)[0])
+            return inheritance.keep(params, example)
+
+        return jax.jit(keep)
 
     def eval_step(self, depths: tuple[int, ...]) -> EvalStep:
         """The evaluation of some prefixes of the model."""

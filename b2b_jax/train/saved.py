@@ -111,14 +111,19 @@ def total_cost(meta: Mapping[str, Any]) -> dict[str, Any]:
         ``flops`` by accounting and ``seconds``; None where a part of them is not known.
     """
     lineage, own = meta.get("lineage", {}), meta.get("progress")
-    flops, seconds = lineage.get("source_flops"), lineage.get("source_seconds")
-    if own is None:
-        return {"flops": flops, "seconds": seconds}
-    if "source" not in lineage:
-        return {"flops": own["flops"], "seconds": own["seconds"]}
+    parts = [] if own is None else [(own["flops"], own["seconds"])]
+    if own is None or "source" in lineage:
+        parts.append((lineage.get("source_flops"), lineage.get("source_seconds")))
+    # A teacher that is also what the model was grown from was trained once.
+    taught_by = lineage.get("teacher_fingerprint")
+    if taught_by is not None and taught_by != lineage.get("source_fingerprint"):
+        parts.append((lineage.get("teacher_flops"), lineage.get("teacher_seconds")))
+    flops, seconds = [part[0] for part in parts], [part[1] for part in parts]
     return {
-        "flops": flops and {name: spent + flops[name] for name, spent in own["flops"].items()},
-        "seconds": None if seconds is None else own["seconds"] + seconds,
+        "flops": None
+        if None in flops
+        else {name: sum(part[name] for part in flops) for name in flops[0]},
+        "seconds": None if None in seconds else sum(seconds),
     }
 
 

@@ -104,38 +104,3 @@ def draw(seed: int, step: int, choices: int) -> int:
         True
     """
     return int(np.random.default_rng((seed, step, 0x62326)).integers(choices))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What every step of a run trains (bert2BERT, Algorithm 2).
-
-    Attributes:
-        num_layers: layers of the whole model.
-        config: length and rules of stage one.
-        seed: of the draws.
-    """
-
-    num_layers: int
-    config: TwoStageConfig
-    seed: int
-
-    @property
-    def full(self) -> SubModel:
-        """The whole model."""
-        return full_model(self.num_layers)
-
-    @property
-    def subs(self) -> tuple[SubModel, ...]:
-        """The sub-models of stage one; none if there is no such stage."""
-        return sub_models(self.num_layers, self.config) if self.config.steps else ()
-
-    def stage(self, step: int) -> Literal["sub", "full"]:
-        """The stage that a step belongs to."""
-        return "sub" if step < self.config.steps else "full"
-
-    def sub_model(self, step: int) -> SubModel:
-        """What a step trains."""
-        if self.stage(step) == "full":
-            return self.full
-        return self.subs[draw(self.seed, step, len(self.subs))]

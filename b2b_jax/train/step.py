@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from b2b_jax.models import Model
+from b2b_jax.train.inherit import Hints, Inheritance
 from b2b_jax.train.live import merge, merge_state, select, select_state
-from b2b_jax.train.losses import LossSum
-from b2b_jax.train.objective import Objective, prefix_losses, training_loss
+from b2b_jax.train.losses import LossSum, cross_entropy
+from b2b_jax.train.objective import Example, Objective, prefix_losses, training_logits
 from b2b_jax.train.sharding import batch_sharding
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
-from b2b_jax.types import Abstract, Params
+from b2b_jax.types import Abstract, Params, PRNGKey
 
 # Held-out masks are the same in every run, whatever its seed, so that losses can be compared.
 HELDOUT_SEED = 20211014
@@ -29,7 +30,7 @@ class StepMetrics:
     """What one training step reports.
 
     Attributes:
-        loss: of the sub-model that was trained.
+        loss: of the sub-model that was trained; the tokens' cross-entropy, also beside a teacher.
         grad_norm: float32 scalar, global norm over the trained part, before clipping.
     """
 
@@ -37,8 +38,29 @@ class StepMetrics:
     grad_norm: Float[Array, ""] | Abstract
 
 
-TrainStep = Callable[[TrainState, Int[Array, "B T"]], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+"""``(state, input_ids)``, and ``hints`` of the teacher where there is one."""
 EvalStep = Callable[[Params, Int[Array, "B T"], Int[Array, ""]], LossSum]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lesson:
+    """What a step learns from, with one row per sequence everywhere.
+
+    Attributes:
+        example: inputs and targets.
+        hints: what is known of the teacher's predictions beforehand, if anything.
+    """
+
+    example: Example
+    hints: Any
+
+
+def step_keys(seed: int | Int[Array, ""], step: Int[Array, ""]) -> tuple[PRNGKey, PRNGKey]:
+    """Keys of a step's masks and of its dropout, from nothing but the seed and the step."""
+    mask_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return mask_key, dropout_key
 
 
 def make_train_step(
@@ -47,9 +69,10 @@ def make_train_step(
     *,
     objective: Objective,
     sub: SubModel,
-    seed: int,
+    seed: int | Int[Array, ""],
     micro_batches: int,
     mesh: Mesh,
+    inheritance: Inheritance | None = None,
 ) -> TrainStep:
     """Build the pure step that trains one sub-model; the caller compiles it with `jax.jit`.
 
@@ -64,6 +87,7 @@ def make_train_step(
         seed: of masks and dropout.
         micro_batches: parts of the batch whose gradients are accumulated one after the other.
         mesh: device mesh that the activations are split over.
+        inheritance: how a teacher's predictions enter the loss; the step then takes its ``hints``.
     """
     cfg = model.cfg
     drops = cfg.hidden_dropout_prob > 0 or cfg.attention_probs_dropout_prob > 0
@@ -72,27 +96,37 @@ def make_train_step(
     def constrain(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, in_shards)
 
-    def step(state: TrainState, input_ids: Int[Array, "B T"]) -> tuple[TrainState, StepMetrics]:
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        mask_key, dropout_key = jax.random.split(step_key)
-        example = objective.example(input_ids, mask_key)
+    def step(
+        state: TrainState, input_ids: Int[Array, "B T"], hints: Hints | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        mask_key, dropout_key = step_keys(seed, state.step)
+        lesson = Lesson(objective.example(input_ids, mask_key), None)
+        if inheritance is not None:
+            lesson = Lesson(lesson.example, inheritance.per_row(hints))
         live = select(state.params, sub, model.axes)
 
-        def total(live: Params, part: Any, index: Int[Array, ""]) -> tuple[Array, LossSum]:
-            loss = training_loss(
+        def total(live: Params, part: Lesson, index: Int[Array, ""]) -> tuple[Array, LossSum]:
+            example = part.example
+            logits = training_logits(
                 live,
                 state.params,
-                part,
+                example,
                 model=model,
                 sub=sub,
                 dropout_key=jax.random.fold_in(dropout_key, index) if drops else None,
                 constrain=constrain,
             )
-            return loss.total, loss
+            loss = cross_entropy(logits, example.labels, weights=example.weights)
+            if inheritance is None:
+                return loss.total, loss
+            soft = inheritance.soft_targets(hints, part.hints, example)
+            kl = soft.divergence(logits, weights=example.weights)
+            rate = inheritance.rate(state.step)
+            return (1 - rate) * loss.total + rate * kl.total, loss
 
         gradient = jax.grad(total, has_aux=True)
         if micro_batches == 1:
-            grads, loss = gradient(live, example, jnp.int32(0))
+            grads, loss = gradient(live, lesson, jnp.int32(0))
         else:
 
             def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
@@ -100,7 +134,7 @@ def make_train_step(
 
             # Strided, so that every device finds its share of each part among its own rows.
             parts = jax.tree.map(
-                lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), example
+                lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), lesson
             )
             zero = (jax.tree.map(jnp.zeros_like, live), LossSum(jnp.zeros(()), jnp.zeros(())))
             (grads, loss), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro_batches), parts))

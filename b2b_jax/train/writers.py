@@ -29,6 +29,7 @@ def metric_columns(depths: Sequence[int], *, copied: Sequence[str] = ()) -> tupl
         "loss",
         *(f"loss_depth_{depth}" for depth in depths),
         "heldout_loss",
+        "heldout_layers",
         "heldout_submodel_mean",
         *(f"heldout_depth_{depth}" for depth in depths),
         *(f"copy_distance_{axis}" for axis in copied),
