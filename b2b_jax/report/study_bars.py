@@ -7,7 +7,11 @@ from b2b_jax.report.study import Study
 from b2b_jax.report.study_rows import MethodRow, Spread, study_rows
 from b2b_jax.report.study_table import outcome, saving_text
 
-COLOUR = COLOURS[1]
+# Of a bar without and with the small model's cost.
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"facecolor": COLOURS[1]},
+    {"facecolor": "white", "edgecolor": COLOURS[1], "hatch": "////"},
+)
 SMALL, NORMAL = 9, 10
 THICK = 0.36  # of a bar; two of them belong to one method
 
@@ -26,13 +30,11 @@ def savings_figure(study: Study) -> Any:
     """
     rows = [row for row in study_rows(study) if not row.is_scratch]
     figure = new_figure(1.4 + 0.5 * len(rows))
+    from matplotlib.patches import Patch  # behind new_figure, which says what to install
+
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
         _draw_method(axes, row, place)
-    axes.bar(0, 0, color=COLOUR, label="training of the grown model only")
-    axes.bar(
-        0, 0, color="white", edgecolor=COLOUR, hatch="////", label="small model's cost counted"
-    )
     axes.set_yticks(range(len(rows)), [row.method.label for row in rows], fontsize=NORMAL)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=1)
@@ -45,7 +47,9 @@ def savings_figure(study: Study) -> Any:
     left, right = axes.get_xlim()
     # Room for the words right of the bars, and for those where there are no bars at all.
     axes.set_xlim(min(left, -1), max(right, 10) + 0.17 * (max(right, 10) - left))
-    figure.legend(loc="outside upper center", ncols=2, fontsize=NORMAL, frameon=False)
+    words = ("training of the grown model only", "small model's cost counted")
+    keys = [Patch(**look, label=label) for look, label in zip(LOOKS, words, strict=True)]
+    figure.legend(handles=keys, loc="outside upper center", ncols=2, fontsize=NORMAL, frameon=False)
     return figure
 
 
@@ -58,9 +62,8 @@ def _draw_method(axes: Any, row: MethodRow, place: int) -> None:
             text, (0, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=SMALL
         )
         return
-    looks = ({"color": COLOUR}, {"color": "white", "edgecolor": COLOUR, "hatch": "////"})
     values = (exact.saving, exact.saving_with_source)
-    for offset, value, look in zip((-THICK / 2, THICK / 2), values, looks, strict=True):
+    for offset, value, look in zip((-THICK / 2, THICK / 2), values, LOOKS, strict=True):
         if value is not None:
             _draw_bar(axes, row, value, height=place + offset, look=look)
 

@@ -123,8 +123,15 @@ def study_figure(study: Study, *, x: Unit) -> Any:
     for label, curve in study.sources.items():
         full.plot(getattr(curve, x), curve.loss, color=SOURCE_COLOUR, linewidth=1, label=label)
     full.set_ylabel("held-out loss (nats per predicted token)", fontsize=NORMAL)
-    full.set_title("whole runs (logarithmic)", fontsize=NORMAL)
-    zoom.set_title("the end, where methods part", fontsize=NORMAL)
+    grows = any(mean.growing.any() for mean in means)
+    full.set_title(
+        "whole runs (logarithmic)" + ("\ndotted: model still growing" if grows else ""),
+        fontsize=NORMAL,
+    )
+    zoom.set_title(
+        "the end, where methods part\nlarge marker: scratch's final loss reached; band: ± std",
+        fontsize=NORMAL,
+    )
     _limit(full, zoom, means=means, target=target)
     figure.supxlabel(AXIS_NAMES[x], fontsize=NORMAL)
     if means:
