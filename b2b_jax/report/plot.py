@@ -1,19 +1,49 @@
 """The picture of a comparison: held-out loss against FLOPs, with the savings marked."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
 
 from b2b_jax.report.errors import ReportError
 from b2b_jax.report.runs import Comparison, Run
-from b2b_jax.report.savings import first_crossing
+from b2b_jax.report.savings import cost_of_reaching
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 SCRATCH_COLOUR, SOURCE_COLOUR = "#000000", "#999999"
 LABEL_BOX = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd9", "edgecolor": "none"}
 WIDTH, HEIGHT, DPI = 9.0, 5.2, 150
+
+
+def new_figure(height: float) -> Any:
+    """An empty `matplotlib.figure.Figure` of a README's width, known to no global state.
+
+    Args:
+        height: in inches; the width is `WIDTH`.
+
+    Raises:
+        ReportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ReportError("plots need matplotlib: pip install 'b2b_jax[plot]'") from error
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+def style_axes(axes: Any) -> None:
+    """A light grid behind the data, and no frame where there is no scale."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def png_bytes(figure: Any) -> bytes:
+    """A figure as the contents of a PNG file."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
 
 
 def comparison_figure(comparison: Comparison) -> Any:
@@ -28,11 +58,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     Raises:
         ReportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ReportError("plots need matplotlib: pip install 'b2b_jax[plot]'") from error
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    figure = new_figure(HEIGHT)
     axes = figure.add_subplot()
     for source in comparison.sources:
         axes.plot(
@@ -51,8 +77,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     axes.set_xlabel("training FLOPs (matrix products; the source's own cost not included)")
     axes.set_ylabel("held-out loss (nats per predicted token)")
     axes.set_xlim(left=0)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     axes.legend(loc="upper right", frameon=True, framealpha=0.95)
     return figure
 
@@ -115,7 +140,8 @@ def _draw_grown(axes: Any, run: Run, scratch: Run | None, colour: str, index: in
     if scratch is None:
         return
     final, total = float(scratch.curve.loss[-1]), float(scratch.curve.exact[-1])
-    cost = first_crossing(curve.exact, curve.loss, target=final)
+    layers = run.model["num_hidden_layers"]
+    cost = cost_of_reaching(curve, "exact", target=final, num_layers=layers)
     if cost is None:
         return
     axes.plot(cost, final, "D", color=colour, markersize=7)
@@ -143,11 +169,3 @@ def _limit_losses(axes: Any, comparison: Comparison) -> None:
     highest = max(shown)
     room = highest - lowest
     axes.set_ylim(lowest - 0.18 * room, highest + 0.12 * room)
-
-
-def save_figure(comparison: Comparison, path: str | Path) -> None:
-    """Write `comparison_figure` as a PNG, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    comparison_figure(comparison).savefig(temporary)
-    temporary.replace(path)

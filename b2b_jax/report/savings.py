@@ -1,7 +1,5 @@
 """What growth saves: the cost at which a run first reaches scratch's final loss."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +7,8 @@ from typing import Literal
 import numpy as np
 from rich.table import Table
 
-from b2b_jax.report.runs import Comparison, Run
+from b2b_jax.report.runs import Comparison, Curve, Run
+from b2b_jax.report.tables import render_csv, render_markdown, render_rich
 
 Unit = Literal["exact", "electra", "seconds"]
 UNITS: tuple[Unit, ...] = ("exact", "electra", "seconds")
@@ -75,6 +74,39 @@ def first_crossing(cost: np.ndarray, loss: np.ndarray, *, target: float) -> floa
     return float(cost[index - 1] + fraction * (cost[index] - cost[index - 1]))
 
 
+def cost_of_reaching(
+    curve: Curve, unit: Unit, *, target: float | None, num_layers: int
+) -> float | None:
+    """The cost at which the whole model of a run first comes down to a target.
+
+    Args:
+        curve: held-out loss over the run.
+        unit: of the cost.
+        target: the loss to reach; None where there is none, which is never reached.
+        num_layers: of the whole model; evaluations of fewer layers, while depth still grows, are
+            passed over.
+    """
+    whole = curve.layers >= num_layers
+    if target is None or not whole.any():
+        return None
+    return first_crossing(getattr(curve, unit)[whole], curve.loss[whole], target=target)
+
+
+def saving_at(cost: float, *, total: float | None, source: float | None) -> Saving:
+    """Saving of what has spent `cost`.
+
+    Args:
+        cost: spent by the run itself.
+        total: scratch's, None without a scratch run.
+        source: spent on the small model, None where it is not known.
+    """
+    return Saving(
+        cost,
+        None if total is None else 1 - cost / total,
+        None if total is None or source is None else 1 - (cost + source) / total,
+    )
+
+
 def savings_table(comparison: Comparison) -> list[TableRow]:
     """One row per run of the target model: scratch first, then the grown ones."""
     runs = [*([comparison.scratch] if comparison.scratch else []), *comparison.grown]
@@ -86,21 +118,16 @@ def _row(run: Run, scratch: Run | None) -> TableRow:
     savings: dict[Unit, Saving] = {}
     reached = False
     for unit in UNITS:
-        cost = getattr(run.curve, unit)
+        total = float(getattr(scratch.curve, unit)[-1]) if scratch else None
         if run is scratch:
-            savings[unit] = Saving(float(cost[-1]), 0.0, 0.0)
+            savings[unit] = saving_at(float(getattr(run.curve, unit)[-1]), total=total, source=0)
             reached = True
             continue
-        found = None if target is None else first_crossing(cost, run.curve.loss, target=target)
+        layers = run.model["num_hidden_layers"]
+        found = cost_of_reaching(run.curve, unit, target=target, num_layers=layers)
         reached = found is not None
-        spent = float(cost[-1]) if found is None else found
-        total = float(getattr(scratch.curve, unit)[-1]) if scratch else None
-        source = run.source_cost.get(unit)
-        savings[unit] = Saving(
-            spent,
-            None if total is None else 1 - spent / total,
-            None if total is None or source is None else 1 - (spent + source) / total,
-        )
+        spent = float(getattr(run.curve, unit)[-1]) if found is None else found
+        savings[unit] = saving_at(spent, total=total, source=run.source_cost.get(unit))
     return TableRow(
         method=run.label,
         first_loss=float(run.curve.loss[0]),
@@ -144,30 +171,22 @@ HEADINGS = (
 
 def rich_table(rows: Sequence[TableRow]) -> Table:
     """The table for a terminal."""
-    table = Table(title="Held-out loss and cost")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return render_rich("Held-out loss and cost", HEADINGS, rows=map(_cells, rows))
 
 
 def markdown_table(rows: Sequence[TableRow]) -> str:
     """The table for a README."""
-    lines = [list(HEADINGS), ["---", *["---:"] * (len(HEADINGS) - 1)], *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return render_markdown(HEADINGS, map(_cells, rows))
 
 
 def csv_table(rows: Sequence[TableRow]) -> str:
     """All numbers, unrounded, one line per run."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     parts = ("cost", "saving", "saving_with_source")
     names = [f"{part}_{unit}" for unit in UNITS for part in parts]
-    writer.writerow(["method", "first_loss", "final_loss", "reached", "complete", *names])
+    lines = []
     for row in rows:
         values = [getattr(row.savings[unit], part) for unit in UNITS for part in parts]
-        writer.writerow(
+        lines.append(
             [row.method, row.first_loss, row.final_loss, row.reached, row.complete, *values]
         )
-    return out.getvalue()
+    return render_csv(["method", "first_loss", "final_loss", "reached", "complete", *names], lines)

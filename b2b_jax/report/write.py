@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from b2b_jax.report.plot import save_figure
+from b2b_jax.report.files import write_files
+from b2b_jax.report.plot import comparison_figure, png_bytes
 from b2b_jax.report.runs import Comparison, read_runs
 from b2b_jax.report.savings import TableRow, csv_table, markdown_table, savings_table
 
@@ -36,13 +37,9 @@ def write_report(paths: Sequence[str | Path], folder: str | Path) -> Report:
     """
     comparison = read_runs(paths)
     rows = tuple(savings_table(comparison))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "report.png"
-    save_figure(comparison, picture)
-    tables = {"table.md": markdown_table(rows), "table.csv": csv_table(rows)}
-    for name, text in tables.items():
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
-    return Report(comparison, rows, (picture, *(folder / name for name in tables)))
+    files = {
+        "report.png": png_bytes(comparison_figure(comparison)),
+        "table.md": markdown_table(rows),
+        "table.csv": csv_table(rows),
+    }
+    return Report(comparison, rows, write_files(folder, files))

@@ -1,6 +1,7 @@
 """Reading runs, crossing points, tables and the picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_savings_with_and_without_the_source(demo):
     assert electra.saving_with_source == pytest.approx(1 - 40 / 80)
     assert seconds.saving == pytest.approx(1 - 1.5 / 4)
     assert (grown.first_loss, grown.final_loss, grown.reached) == (6.0, 0.5, True)
+
+
+def test_a_model_that_still_grows_reaches_nothing(demo):
+    comparison = read_runs(sorted(demo.iterdir()))
+    (run,) = comparison.grown
+    curve = replace(run.curve, layers=np.array([1.0, 1.0, 1.0, 2.0, 2.0]))
+    grown = savings_table(replace(comparison, grown=(replace(run, curve=curve),)))[1]
+    assert grown.savings["exact"].cost == 30  # the first evaluation of both layers
 
 
 def test_not_reached_is_said_with_the_total(tmp_path):
