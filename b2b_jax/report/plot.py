@@ -16,6 +16,19 @@ LABEL_BOX = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd9", "edgecolor
 WIDTH, HEIGHT, DPI = 9.0, 5.2, 150
 
 
+def new_figure(width: float, height: float, *, dpi: int, layout: Any = None) -> Any:
+    """An empty `matplotlib.figure.Figure` of a size in inches, known to no global state.
+
+    Raises:
+        ReportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ReportError("plots need matplotlib: pip install 'b2b_jax[plot]'") from error
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
+
+
 def comparison_figure(comparison: Comparison) -> Any:
     """Draw held-out loss against training FLOPs as a matplotlib figure.
 
@@ -28,11 +41,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     Raises:
         ReportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ReportError("plots need matplotlib: pip install 'b2b_jax[plot]'") from error
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    figure = new_figure(WIDTH, HEIGHT, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for source in comparison.sources:
         axes.plot(
@@ -147,7 +156,12 @@ def _limit_losses(axes: Any, comparison: Comparison) -> None:
 
 def save_figure(comparison: Comparison, path: str | Path) -> None:
     """Write `comparison_figure` as a PNG, whole or not at all."""
+    write_png(comparison_figure(comparison), path)
+
+
+def write_png(figure: Any, path: str | Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp.png")
-    comparison_figure(comparison).savefig(temporary)
+    figure.savefig(temporary)
     temporary.replace(path)
