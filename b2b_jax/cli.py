@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
 from b2b_jax.commands.options import add_hf_options, axis_rules, heads, layer_order, shard_bytes
 
 EXIT_ERROR = 1
@@ -23,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         everything saved, 130 stopped by Ctrl-C with everything saved.
     """
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["plot", "attention"]:
+        words = [PLOT_ATTENTION, *words[2:]]
+    options, rest = parser.parse_known_args(words)
     if rest and options.command not in ("train", "prepare"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.overrides = rest
@@ -181,10 +185,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("config", help="YAML file of the comparison")
     compare.set_defaults(run=_compare)
 
-    plot = commands.add_parser("plot", help="curves and savings of several runs")
+    plot = commands.add_parser(
+        "plot",
+        help="curves and savings of runs or of a comparison; 'plot attention': heads of two models",
+        description="Curves and savings of several runs, or of the folder of a "
+        "comparison. 'b2b plot attention SRC GROWN' draws "
+        "attention patterns instead; a run that is called attention is ./attention.",
+    )
     plot.add_argument("paths", nargs="+", help="run folders")
     plot.add_argument("--out", default="", help="folder to write to (default: the runs' parent)")
     plot.set_defaults(run=_plot)
+    add_attention_options(commands.add_parser(PLOT_ATTENTION))  # without help: listed with plot
     return parser
 
 

@@ -1,6 +1,6 @@
 """Text to compare models on (effects: reads files)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.step import HELDOUT_SEED
 
 RANDOM_TOKENS = "random tokens"
+HELDOUT = "held-out text"
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,61 @@ class Sample:
 
 def heldout_sample(saved: SavedModel) -> Sample:
     """The held-out text of a run where it lies prepared, else random ids."""
-    run = saved.meta.get("config")
     try:
-        if run is not None:
-            prepared = load_prepared(saved.meta["data"]["path"])
-            rows = next(
-                iter(
-                    heldout_batches(
-                        prepared,
-                        sequence_length=run["train"]["sequence_length"],
-                        layout="gpt2" if saved.config.is_causal else "bert",
-                        batch_size=16,
-                        max_batches=1,
-                    )
-                )
-            )
-            ids, masked = jnp.asarray(rows["input_ids"]), run["train"]["masked_positions"]
-            return Sample("held-out text", _scored(saved.config, ids, prepared.tokenizer, masked))
+        if "config" in saved.meta:
+            train = saved.meta["config"]["train"]
+            ids, tokenizer = _heldout_rows(saved, tokens=train["sequence_length"], rows=16)
+            scored = _scored(saved.config, ids, tokenizer, train["masked_positions"])
+            return Sample(HELDOUT, scored)
     except (DataError, KeyError, OSError):
         pass  # the text is gone; what the growth cost can still be seen on random ids
     return random_sample(saved.config)
+
+
+def _heldout_rows(saved: SavedModel, *, tokens: int, rows: int) -> tuple[Any, TokenizerInfo]:
+    prepared = load_prepared(saved.meta["data"]["path"])
+    batches = heldout_batches(
+        prepared,
+        sequence_length=tokens,
+        layout="gpt2" if saved.config.is_causal else "bert",
+        batch_size=rows,
+        max_batches=1,
+    )
+    return jnp.asarray(next(iter(batches))["input_ids"]), prepared.tokenizer
+
+
+def plain_sample(
+    saved: SavedModel, folders: Sequence[str], *, text: str, tokens: int, rows: int
+) -> Sample:
+    """Text with nothing masked: a text file if there is one, else the held-out text of a run.
+
+    Args:
+        saved: the model that reads it.
+        folders: where a tokenizer may lie.
+        text: file of plain text, or "".
+        tokens: per row, special ones included; no more than the model has positions for.
+        rows: at most.
+
+    Raises:
+        DataError: if the text cannot be read, or there is none.
+    """
+    if text:
+        folder = tokenizer_folder(folders, [saved])
+        fields, _ = _text_rows(text, folder, saved.config, tokens=tokens)
+        fields = {name: field[:rows] for name, field in fields.items()}
+        return Sample(_named(text, fields), fields)
+    if "data" not in saved.meta:
+        raise DataError(
+            f"{folders[0]}: only a run of b2b train has held-out text, and this is none; say what "
+            "to read with --text FILE"
+        )
+    try:
+        ids, _ = _heldout_rows(saved, tokens=tokens, rows=rows)
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"{folders[0]}: its held-out text is gone ({error}); say what to read with --text FILE"
+        ) from error
+    return Sample(HELDOUT, {"input_ids": ids})
 
 
 def source_sample(saved: SavedModel, folders: Sequence[str], *, text: str) -> Sample:
@@ -97,7 +133,7 @@ def tokenizer_folder(folders: Sequence[str], models: Sequence[SavedModel]) -> st
         return str(Path(folder))
     raise DataError(
         f"none of {', '.join((*folders, *map(str, prepared)))} holds a tokenizer.json or "
-        "vocab.txt to read the text with; leave --text out to compare without it"
+        "vocab.txt to read the text with; put one there, or leave --text out"
     )
 
 
@@ -120,6 +156,21 @@ def text_sample(file: str, folder: str, cfg: ModelConfig, *, tokens: int = 128) 
     Raises:
         DataError: if there is no tokenizer, or it does not suit the model, or no text.
     """
+    fields, info = _text_rows(file, folder, cfg, tokens=tokens)
+    name, batch = _named(file, fields), fields["input_ids"]
+    if "mlm" in cfg.heads and info.mask_id >= 0:
+        masked = max(1, round(0.15 * batch.shape[1]))
+        fields |= _scored(cfg, jnp.asarray(batch), info, masked)
+    return Sample(name, fields)
+
+
+def _named(file: str, fields: Mapping[str, np.ndarray]) -> str:
+    return f"{file} ({int(fields['attention_mask'].sum())} tokens)"
+
+
+def _text_rows(
+    file: str, folder: str, cfg: ModelConfig, *, tokens: int
+) -> tuple[dict[str, Any], TokenizerInfo]:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -144,11 +195,7 @@ def text_sample(file: str, folder: str, cfg: ModelConfig, *, tokens: int = 128) 
     pad = max(info.pad_id, 0)
     batch = np.asarray([row + [pad] * (width - len(row)) for row in rows], np.int32)
     mask = np.asarray([[1] * len(row) + [0] * (width - len(row)) for row in rows], np.int32)
-    name = f"{file} ({int(mask.sum())} tokens)"
-    fields = {"input_ids": batch, "attention_mask": mask}
-    if "mlm" in cfg.heads and info.mask_id >= 0:
-        fields |= _scored(cfg, jnp.asarray(batch), info, max(1, round(0.15 * width)))
-    return Sample(name, fields)
+    return {"input_ids": batch, "attention_mask": mask}, info
 
 
 def _scored(cfg: ModelConfig, ids: Any, tokenizer: TokenizerInfo, num_masked: int) -> dict:

@@ -29,9 +29,9 @@ def verify_command(
         0, or 1 if ``require_exact`` is not met.
     """
     large = load_model(grown)
-    small = _load_source(source, large)
+    small = load_source(source, large)
     _check_order(small, large, source, grown)
-    plan = _plan(large, small)
+    plan = fitting_plan(large, small)
     sample = (
         text_sample(text, tokenizer_folder([source, grown], [small, large]), small.config)
         if text
@@ -77,7 +77,7 @@ def _check_order(small: SavedModel, large: SavedModel, *folders: str) -> None:
     )
 
 
-def _load_source(source: str, large: SavedModel) -> SavedModel:
+def load_source(source: str, large: SavedModel) -> SavedModel:
     """The source, of a Hugging Face folder with the heads that were grown."""
     stored = large.meta.get("lineage", {}).get("growth_plan")
     heads = (stored or {}).get("source", {}).get("heads")
@@ -86,7 +86,7 @@ def _load_source(source: str, large: SavedModel) -> SavedModel:
     return load_model(source, heads=tuple(heads), init_missing="head")
 
 
-def _plan(large: SavedModel, small: SavedModel) -> GrowthPlan | None:
+def fitting_plan(large: SavedModel, small: SavedModel) -> GrowthPlan | None:
     """The plan by which one became the other, if the larger folder tells and it fits."""
     stored = large.meta.get("lineage", {}).get("growth_plan")
     if stored is None:

@@ -206,6 +206,8 @@ def _method_result(root: Path, journal: Journal, entry: EntryRecord) -> MethodRe
         cost = next(
             (s.cost for s in journal.sources if s.name == entry.source and s.seed == run.seed), {}
         )
+        if entry.source and not cost:
+            cost = {"unknown": float("nan")}  # empty would say that it uses none
         trials.append(Trial(run.seed, run.rate, curve, run.status, run.diverged_at, dict(cost)))
     return MethodResult(
         name=entry.name,

@@ -1,5 +1,6 @@
 """BERT and GPT-2 in Flax Linen, with stacked layers."""
 
+from b2b_jax.models.attention import with_attention
 from b2b_jax.models.config import ConfigError, ModelConfig, preset
 from b2b_jax.models.layers import Compute
 from b2b_jax.models.model import Model, build_model
@@ -12,6 +13,7 @@ __all__ = [
     "ModelConfig",
     "build_model",
     "preset",
+    "with_attention",
     "with_norm_inputs",
     "with_weighted_norms",
 ]

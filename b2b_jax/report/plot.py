@@ -16,11 +16,16 @@ LABEL_BOX = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd9", "edgecolor
 WIDTH, HEIGHT, DPI = 9.0, 5.2, 150
 
 
-def new_figure(height: float) -> Any:
-    """An empty `matplotlib.figure.Figure` of a README's width, known to no global state.
+def new_figure(
+    height: float, *, width: float = WIDTH, dpi: int = DPI, layout: Any = "constrained"
+) -> Any:
+    """An empty `matplotlib.figure.Figure`, known to no global state.
 
     Args:
-        height: in inches; the width is `WIDTH`.
+        height: in inches.
+        width: in inches; a README's by default.
+        dpi: pixels per inch.
+        layout: matplotlib's layout engine; None places nothing by itself.
 
     Raises:
         ReportError: if matplotlib is not installed.
@@ -29,7 +34,7 @@ def new_figure(height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ReportError("plots need matplotlib: pip install 'b2b_jax[plot]'") from error
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
 
 
 def style_axes(axes: Any) -> None:
