@@ -16,6 +16,7 @@ from b2b_jax.commands.compare_reporter import CompareReporter
 from b2b_jax.commands.first_losses import write_first_losses
 from b2b_jax.commands.folders import write_json
 from b2b_jax.commands.grow import grow_command
+from b2b_jax.commands.prepare import prepare_command
 from b2b_jax.commands.request import GrowRequest
 from b2b_jax.commands.starts import write_random_start, write_target
 from b2b_jax.commands.train import planned_cost, train_command
@@ -89,8 +90,14 @@ class _Comparison:
 
     def __init__(self, config: CompareConfig, *, command: str, reporter: Reporter) -> None:
         self.config = config
-        self.plan = Plan(config, functools.cache(lambda folder: load_model(folder).fingerprint))
         self.reporter = CompareReporter(reporter)
+        self.plan = Plan(
+            config,
+            fingerprint=functools.cache(lambda folder: load_model(folder).fingerprint),
+            tokens=functools.cache(
+                lambda data: prepare_command(data, reporter=reporter).fingerprint
+            ),
+        )
         self.journal = Journal(
             title=config.title,
             command=command,

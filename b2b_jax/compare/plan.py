@@ -9,6 +9,7 @@ from typing import Any
 
 from b2b_jax.compare.config import CompareConfig, Entry, SourceSpec
 from b2b_jax.compare.identity import code_version, digest
+from b2b_jax.data import DataConfig
 from b2b_jax.train.config import RunConfig, result_fields
 
 
@@ -22,10 +23,13 @@ class Plan:
     Attributes:
         config: the comparison.
         fingerprint: of the model in a folder that was not made here.
+        tokens: fingerprint of the tokens that a run is trained on, which its settings do not name:
+            the same files may hold other text.
     """
 
     config: CompareConfig
     fingerprint: Callable[[str], str]
+    tokens: Callable[[DataConfig], str]
 
     @property
     def root(self) -> Path:
@@ -50,7 +54,7 @@ class Plan:
         if spec.folder:
             return digest({"model": self.fingerprint(spec.folder)})
         run = _with_seed(spec.run, self.source_seed(seed))
-        return digest({"run": _fields(run), "code": code_version()})
+        return digest({"run": self._fields(run), "code": code_version()})
 
     def start_folder(self, entry: Entry, seed: int) -> str:
         """Folder of the target's first parameters."""
@@ -78,7 +82,7 @@ class Plan:
         optimizer = dataclasses.replace(run.optimizer, peak_learning_rate=rate)
         run = dataclasses.replace(run, optimizer=optimizer)
         depends: dict[str, Any] = {
-            "run": _fields(run),
+            "run": self._fields(run),
             "start": self._start_id(entry, seed),
             "code": code_version(),
         }
@@ -98,6 +102,12 @@ class Plan:
             init=self.start_folder(entry, seed),
         )
 
+    def _fields(self, run: RunConfig) -> dict[str, Any]:
+        fields = result_fields(run.to_dict())
+        elsewhere = ("init", "inherit.teacher")
+        kept = {name: value for name, value in fields.items() if name not in elsewhere}
+        return kept | {"tokens": self.tokens(run.data)}
+
     @functools.cached_property
     def in_order(self) -> tuple[Entry, ...]:
         """The entries so that a rate is chosen before another entry takes it over."""
@@ -106,10 +116,3 @@ class Plan:
 
 def _with_seed(run: RunConfig, seed: int) -> RunConfig:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
-
-
-def _fields(run: RunConfig) -> dict[str, Any]:
-    fields = result_fields(run.to_dict())
-    return {
-        name: value for name, value in fields.items() if name not in ("init", "inherit.teacher")
-    }
