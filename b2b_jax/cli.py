@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
-from b2b_jax.commands.options import add_hf_options, axis_rules, heads, layer_order, shard_bytes
+from b2b_jax.commands.grow_options import add_grow_options
+from b2b_jax.commands.options import add_hf_options, heads, shard_bytes
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -73,10 +73,6 @@ def _guarded(command: Callable[[], int]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from b2b_jax.growth.depth import NamedDepth
-    from b2b_jax.growth.mappings import Mapping, Split
-    from b2b_jax.growth.plan import AkiScope, Method, NormRule
-
     parser = argparse.ArgumentParser(
         prog="b2b",
         description="Grow a trained transformer into a larger one and pre-train it in two stages.",
@@ -100,52 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(run=_prepare)
 
     grow = commands.add_parser("grow", help="make a larger model from a trained one")
-    grow.add_argument("source", help="folder of a trained model: a run's, or Hugging Face's")
-    grow.add_argument("target", help="folder to write the grown model to, of the same kind")
-    size = grow.add_mutually_exclusive_group(required=True)
-    size.add_argument(
-        "--to",
-        default="",
-        help="the target's sizes: a preset, fields such as "
-        "hidden_size=768,num_attention_heads=24, a preset with fields, or a YAML file",
-    )
-    size.add_argument("--plan", default="", help="growth_plan.json to repeat, instead of --to")
-    for name, choices, default, text in (
-        ("--method", Method, "aki", "how parameters are made"),
-        ("--mapping", Mapping, "cyclic", "what new width entries copy"),
-        ("--aki-scope", AkiScope, "all", "what AKI takes from the layer above"),
-        ("--norm", NormRule, "plain", "how norms meet a width that is no multiple"),
-        ("--split", Split, "equal", "how weights are parted among copies"),
-    ):
-        grow.add_argument(name, choices=get_args(choices), default=default, help=text)
-    grow.add_argument(
-        "--depth",
-        type=layer_order,
-        default="stack",
-        metavar="ORDER",
-        help=f"what new layers copy: one of {', '.join(get_args(NamedDepth))}, or the source layer "
-        "of every target layer, such as 0,1,1,2 (default: stack)",
-    )
-    grow.add_argument(
-        "--noise",
-        type=float,
-        default=0.0,
-        help="added to one copy, taken from the other; in units of the initialisation (default: 0)",
-    )
-    grow.add_argument(
-        "--map",
-        action="append",
-        default=[],
-        metavar="AXIS=RULE",
-        help="another rule for one axis (vocab, positions, types, embed, heads, mlp): a mapping, "
-        "mean, interpolate, or the donors of the new entries; may be repeated",
-    )
-    grow.add_argument(
-        "--text", default="", help="text file to calibrate norms on and to compare the models on"
-    )
-    grow.add_argument("--seed", type=int, default=0, help="of random maps and fresh parameters")
-    add_hf_options(grow)
-    grow.set_defaults(run=_grow)
+    add_grow_options(grow)
 
     verify = commands.add_parser("verify", help="how far a grown model is from its source")
     verify.add_argument("source", help="folder of the smaller model")
@@ -183,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         "compare", help="train every method of a comparison; repeat the command to continue"
     )
     compare.add_argument("config", help="YAML file of the comparison")
+    compare.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only build and compile every run on the devices at hand, and price it",
+    )
     compare.set_defaults(run=_compare)
 
     plot = commands.add_parser(
@@ -215,35 +171,6 @@ def _prepare(options: argparse.Namespace) -> int:
 
     config = load_run_config(options.config, options.overrides)
     prepare_command(config.data, reporter=TerminalReporter("prepare"))
-    return 0
-
-
-def _grow(options: argparse.Namespace) -> int:
-    from b2b_jax.commands.grow import grow_command
-    from b2b_jax.commands.request import GrowRequest
-    from b2b_jax.train.writers import TerminalReporter
-
-    request = GrowRequest(
-        options.source,
-        options.target,
-        to=options.to,
-        plan=options.plan,
-        method=options.method,
-        mapping=options.mapping,
-        depth=options.depth,
-        aki_scope=options.aki_scope,
-        norm=options.norm,
-        text=options.text,
-        split=options.split,
-        noise=options.noise,
-        maps=axis_rules(options.map),
-        seed=options.seed,
-        existing="replace" if options.overwrite else "refuse",
-        heads=heads(options),
-        init_missing=options.init_missing,
-        shard_bytes=shard_bytes(options.shard_size),
-    )
-    grow_command(request, reporter=TerminalReporter("grow"))
     return 0
 
 
@@ -291,6 +218,11 @@ def _compare(options: argparse.Namespace) -> int:
     from b2b_jax.train.writers import TerminalReporter
 
     config = load_compare_config(options.config)
+    if options.dry_run:
+        from b2b_jax.commands.compare_dry_run import compare_dry_run
+
+        compare_dry_run(config, reporter=TerminalReporter("compare"))
+        return 0
     return compare_command(
         config, command=f"b2b compare {options.config}", reporter=TerminalReporter("compare")
     )

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import TextIO
 
 from b2b_jax.train.writers import Reporter
 
@@ -11,13 +10,13 @@ class LogReporter:
     """Writes what a step of the comparison says to a file, nothing to the terminal."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._path = path
 
     def note(self, text: str) -> None:
         """Write a line."""
-        self._file.write(f"{text}\n")
-        self._file.flush()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
     def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
         """Say nothing: metrics.csv has it."""

@@ -16,6 +16,7 @@ from b2b_jax.compare.config import (
     TrainMissing,
 )
 from b2b_jax.compare.methods import METHODS, Method
+from b2b_jax.compare.values import Values, fraction
 from b2b_jax.config import build, merge, model_from_values, raise_problems, read_yaml
 from b2b_jax.growth.depth import NamedDepth
 from b2b_jax.models import ModelConfig
@@ -53,26 +54,23 @@ def load_compare_config(path: str | Path) -> CompareConfig:
     return config
 
 
-class _Reader:
+class _Reader(Values):
     """Reads part after part and collects what is wrong."""
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
     def config(self, values: Mapping[str, Any]) -> CompareConfig:
-        self._unknown("", values, FIELDS)
+        self.unknown("", values, FIELDS)
         run_dir = values.get("run_dir", "")
         if not isinstance(run_dir, str) or not run_dir:
             self.problems.append(f"run_dir: found {run_dir!r}, expected a folder to write to")
-        base = self._mapping(values, "base")
+        base = self.mapping(values, "base")
         target, found = model_from_values(values.get("target", {}), where="target.")
         self.problems += found
         if "model" in base:
             self.problems.append("base.model: found a model; use target and sources instead")
-        rates = self._numbers(values, "peak_learning_rates", float)
-        seeds = tuple(self._numbers(values, "seeds", int)) or (0,)
-        sources = self._sources(self._mapping(values, "sources"), base)
-        entries = self._entries(self._mapping(values, "methods"), base, target, sources, rates)
+        rates = self.numbers(values, "peak_learning_rates", float)
+        seeds = tuple(self.numbers(values, "seeds", int)) or (0,)
+        sources = self._sources(self.mapping(values, "sources"), base)
+        entries = self._entries(self.mapping(values, "methods"), base, target, sources, rates)
         return CompareConfig(
             run_dir=str(run_dir),
             title=str(values.get("title", Path(str(run_dir)).name)),
@@ -80,45 +78,11 @@ class _Reader:
             sources=sources,
             entries=entries,
             seeds=seeds,
-            source_seeds=self._choice(values, "source_seeds", get_args(SourceSeeds)),
-            train_missing=self._choice(values, "train_missing", get_args(TrainMissing)),
+            source_seeds=self.choice(values, "source_seeds", get_args(SourceSeeds)),
+            train_missing=self.choice(values, "train_missing", get_args(TrainMissing)),
             first_losses=self._first_losses(values, target),
-            tables=self._tables(self._mapping(values, "tables"), entries),
+            tables=self._tables(self.mapping(values, "tables"), entries),
         )
-
-    def _unknown(self, where: str, values: Mapping[str, Any], valid: tuple[str, ...]) -> None:
-        for key in values:
-            if key not in valid:
-                near = difflib.get_close_matches(str(key), valid, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
-                self.problems.append(f"{where}{key}: unknown; {hint}")
-
-    def _choice(self, values: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> Any:
-        found = values.get(name, choices[0])
-        # YAML reads bare on, off, true and false as booleans.
-        found = {True: "on", False: "off"}[found] if isinstance(found, bool) else found
-        if found not in choices:
-            self.problems.append(f"{name}: found {found!r}, expected one of {list(choices)}")
-        return found
-
-    def _mapping(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-        found = values.get(name) or {}
-        if isinstance(found, Mapping):
-            return {str(key): value for key, value in found.items()}
-        self.problems.append(f"{name}: found {found!r}, expected a mapping")
-        return {}
-
-    def _numbers(self, values: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
-        found = values.get(name, [])
-        try:
-            numbers = tuple(kind(entry) for entry in found)
-        except (TypeError, ValueError):
-            numbers = None
-        if numbers is None or isinstance(found, str) or len(set(numbers)) != len(numbers):
-            words = "a list of different numbers"
-            self.problems.append(f"{name}: found {found!r}, expected {words}")
-            return ()
-        return numbers
 
     def _run(self, values: Any, model: ModelConfig, where: str) -> RunConfig:
         """A run of a model, checked but for what is only known later."""
@@ -161,7 +125,7 @@ class _Reader:
         entries = []
         for name, given in values.items():
             where, fields = f"methods.{name}.", dict(given or {})
-            self._unknown(where, fields, (*ENTRY_FIELDS, *METHOD_FIELDS))
+            self.unknown(where, fields, (*ENTRY_FIELDS, *METHOD_FIELDS))
             chosen = str(fields.get("method", name))
             if chosen not in METHODS:
                 near = difflib.get_close_matches(chosen, METHODS, n=1)
@@ -178,7 +142,7 @@ class _Reader:
                     f"{where}source: found {source!r}, expected one of the sources: "
                     f"{[spec.name for spec in sources]}"
                 )
-            own = self._numbers(fields, "peak_learning_rates", float)
+            own = self.numbers(fields, "peak_learning_rates", float)
             run = self._schedule(method, fields.get("run") or {}, base, target, where)
             entries.append(
                 Entry(
@@ -220,9 +184,9 @@ class _Reader:
             value, hint = fields[name], hints[name]
             try:
                 if hint is Fraction:
-                    value = _fraction(value)
+                    value = fraction(value)
                 elif name == "stages":
-                    value = tuple(map(_fraction, value))
+                    value = tuple(map(fraction, value))
                 elif name == "depth":
                     value = value if isinstance(value, str) else tuple(map(int, value))
                     if isinstance(value, str) and value not in get_args(NamedDepth):
@@ -293,15 +257,3 @@ class _Reader:
             else:
                 tables[stem] = TableSpec(str(fields.get("title", stem)), tuple(methods))
         return tables
-
-
-def _fraction(value: Any) -> Fraction:
-    """A share such as 5/40, 0.125 or 1.
-
-    Raises:
-        ValueError: if it is none, or negative.
-    """
-    share = Fraction(str(value))
-    if share < 0:
-        raise ValueError
-    return share

@@ -20,7 +20,8 @@ class DataConfig:
     text_field: str = "text"
     """Field that holds the text, in JSON lines and TFDS examples."""
     tfds_name: str = ""
-    """Name of a TensorFlow Datasets text dataset, with config and version if wanted."""
+    """Name of a TensorFlow Datasets text dataset, with config and version if wanted; several are
+    read one after the other, as in "wikipedia/20230601.en, huggingface:bookcorpus"."""
     tfds_split: str = "train"
     """Split, or slice of one, of the TFDS dataset."""
     tfds_data_dir: str = ""

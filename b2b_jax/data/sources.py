@@ -106,9 +106,12 @@ def _tfds(config: DataConfig) -> Iterator[str]:
         raise DataError(
             "data.source 'tfds' needs TensorFlow Datasets: pip install 'b2b_jax[tfds]'"
         ) from error
-    tfds: Any = tensorflow_datasets
+    for name in config.tfds_name.split(","):
+        yield from _tfds_dataset(tensorflow_datasets, name.strip(), config)
+
+
+def _tfds_dataset(tfds: Any, name: str, config: DataConfig) -> Iterator[str]:
     where = {"data_dir": config.tfds_data_dir} if config.tfds_data_dir else {}
-    name = config.tfds_name
     try:
         builder = tfds.builder(name, **where, file_format="array_record")
         if not builder.data_path.exists():

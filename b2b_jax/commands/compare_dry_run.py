@@ -1,0 +1,141 @@
+"""`b2b compare --dry-run`: build, shard, compile and price every run; train nothing (effects)."""
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from b2b_jax.commands.train import planned_cost
+from b2b_jax.compare import CompareConfig
+from b2b_jax.data import TokenizerInfo
+from b2b_jax.models import ModelConfig, build_model
+from b2b_jax.train.config import RunConfig
+from b2b_jax.train.inherit import Hints, TopLogits
+from b2b_jax.train.programs import Programs
+from b2b_jax.train.schedule import Phase
+from b2b_jax.train.sharding import batch_sharding
+from b2b_jax.train.stages import SubModel
+from b2b_jax.train.writers import Reporter
+
+# Where BERT's vocabulary has [PAD], [UNK], [CLS], [SEP] and [MASK]; no data is read.
+BERT_SPECIALS = (0, 100, 101, 102, 103)
+
+
+@dataclass(frozen=True)
+class _DryRun:
+    """One run that could be.
+
+    Attributes:
+        name: what it is.
+        run: its settings.
+        teacher: the model that it learns from.
+        uses_source: name of the small model that it needs.
+    """
+
+    name: str
+    run: RunConfig
+    teacher: ModelConfig | None
+    uses_source: str
+
+
+def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
+    """Compile every distinct training step of a comparison and print what each run costs.
+
+    Args:
+        config: the comparison; nothing of it needs to exist.
+        reporter: where progress goes.
+
+    Raises:
+        ShardingError: if a batch or a parameter cannot be split over the devices.
+    """
+    runs = [
+        _DryRun(f"source {spec.name}", spec.run, None, "")
+        for spec in config.sources
+        if not spec.folder
+    ]
+    for entry in config.entries:
+        teacher = config.source(entry.source).run.model if entry.run.inherit.steps else None
+        runs.append(_DryRun(entry.method.label, entry.run, teacher, entry.source))
+    compiled: set[tuple[ModelConfig, SubModel, ModelConfig | None]] = set()
+    for dry in runs:
+        programs = Programs(
+            dry.run,
+            _tokenizer(dry.run.model),
+            teacher=None if dry.teacher is None else build_model(dry.teacher),
+        )
+        for phase in dry.run.schedule.phases:
+            for sub in phase.subs if phase.steps else ():
+                teacher = dry.teacher if phase.needs_teacher else None
+                if (dry.run.model, sub, teacher) in compiled:
+                    continue
+                compiled.add((dry.run.model, sub, teacher))
+                before = time.monotonic()
+                _compile(programs, dry.run, phase, sub)
+                reporter.note(
+                    f"{dry.name}: compiled a step of {sub.depth} layers, {sub.live_layers} "
+                    f"trained{', with a teacher' if teacher else ''}, in "
+                    f"{time.monotonic() - before:.1f} s"
+                )
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
+    console.print(_table(runs, config))
+
+
+def _tokenizer(model: ModelConfig) -> TokenizerInfo:
+    first = tuple(range(5))
+    specials = BERT_SPECIALS if model.vocab_size > max(BERT_SPECIALS) else first
+    pad, _, cls, sep, mask = specials
+    return TokenizerInfo(model.vocab_size, pad, mask, cls, sep, specials)
+
+
+def _compile(programs: Programs, run: RunConfig, phase: Phase, sub: SubModel) -> None:
+    rows = batch_sharding(programs.mesh)
+    shape = (run.train.batch_size, run.train.sequence_length)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    hints: Hints | None = None
+    if phase.needs_teacher and run.inherit.top_k:
+        kept = (run.train.batch_size, run.train.masked_positions, run.inherit.top_k)
+        hints = TopLogits(
+            jax.ShapeDtypeStruct(kept, jnp.int32, sharding=rows),
+            jax.ShapeDtypeStruct(kept, jnp.float32, sharding=rows),
+        )
+    elif phase.needs_teacher:
+        assert programs.inheritance is not None
+        shapes = jax.eval_shape(programs.inheritance.teacher.init, jax.random.key(0))
+        hints = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            programs.teacher_shardings,
+        )
+    state = programs.abstract_state()
+    programs.compile_train_step(sub, state, ids, hints=hints)  # pyright: ignore
+
+
+def _table(runs: list[_DryRun], config: CompareConfig) -> Table:
+    """Steps and FLOPs of every run, and what it saves if it needs all of them."""
+    scratch = next((dry for dry in runs if dry.name == "scratch"), None)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    table = Table(title=f"{config.title}: every run compiles and shards on {devices}")
+    headings = ("run", "parameters", "steps", "FLOPs (ELECTRA)", "FLOPs (exact)", "saving if all")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    whole = planned_cost(scratch.run) if scratch else None
+    for dry in runs:
+        cost = planned_cost(dry.run, teacher=dry.teacher)
+        parameters = sum(map(math.prod, build_model(dry.run.model).shapes.values()))
+        saving = "-"
+        if whole and dry.run.model == config.target:
+            saving = f"{100 * (1 - cost.electra / whole.electra):.1f} %"
+        table.add_row(
+            dry.name,
+            f"{parameters / 1e6:.1f} M",
+            f"{dry.run.train.steps:,}",
+            f"{cost.electra:.3g}",
+            f"{cost.exact:.3g}",
+            saving,
+        )
+    return table
