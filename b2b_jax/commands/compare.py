@@ -232,7 +232,7 @@ class _Comparison:
         """Train one run to its end, unless that was done or it diverged before."""
         folder = Path(run.run_dir)
         diverged = folder / "diverged.json"
-        record = RunRecord(run.train.seed, rate, "", "done")
+        record, outcome = RunRecord(run.train.seed, rate, "", "done"), Outcome(0, 0, None, 0.0)
         if diverged.exists():
             record.status, record.diverged_at = "diverged", _read_step(diverged)
             return record
@@ -242,11 +242,12 @@ class _Comparison:
             outcome = _in_few_caches(lambda: train_command(run, reporter=self.reporter))
         except NonFiniteLoss as error:
             write_json(diverged, {"step": error.step, "message": str(error)})
-            self.reporter.note(f"{name}: diverged at step {error.step}; the others go on")
             record.status, record.diverged_at = "diverged", error.step
-            return record
         finally:
             self.reporter.end()
+        if record.status == "diverged":
+            self.reporter.note(f"{name}: diverged at step {record.diverged_at}; the others go on")
+            return record
         if outcome.exit_code:
             raise _Stopped(outcome.exit_code)
         record.final_loss = outcome.heldout_loss

@@ -112,7 +112,7 @@ def _compile(programs: Programs, run: RunConfig, phase: Phase, sub: SubModel) ->
             programs.teacher_shardings,
         )
     state = programs.abstract_state()
-    programs.compile_train_step(sub, state, ids, hints=hints)  # pyright: ignore
+    programs.compile_train_step(sub, state, ids, hints=hints)
 
 
 def _table(runs: list[_DryRun], config: CompareConfig) -> Table:

@@ -61,11 +61,21 @@ class OptimizerConfig:
 
 
 def learning_rate(
-    step: Int[Array, ""] | int, config: OptimizerConfig, *, total_steps: int
+    step: Int[Array, ""] | int,
+    config: OptimizerConfig,
+    *,
+    total_steps: int,
+    peak: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """The rate of a step: linear up to the peak, then linear down to zero at ``total_steps``.
 
     A function of the global step alone: one schedule over both stages.
+
+    Args:
+        step: updates done.
+        config: peak and warm-up.
+        total_steps: where the rate reaches zero.
+        peak: an array to take for the config's peak, so that one program serves several.
 
     Example:
         >>> config = OptimizerConfig(peak_learning_rate=1.0, warmup_steps=2)
@@ -122,6 +132,7 @@ def make_optimizer(
     *,
     total_steps: int,
     plan: GrowthPlan | None = None,
+    peak: Float[Array, ""] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as a chain of optax transforms; decay goes by a parameter's role, never by its ndim.
 
@@ -130,6 +141,7 @@ def make_optimizer(
         table: parameter path -> named axes.
         total_steps: where the learning rate reaches zero.
         plan: what grew the model; for ``rate_scale="copies"``.
+        peak: an array to take for the config's peak learning rate.
 
     Raises:
         ConfigError: if the rates are to follow copy counts and there is no plan.
@@ -152,7 +164,9 @@ def make_optimizer(
         *by_copies,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(
-            lambda step: learning_rate(jnp.asarray(step), config, total_steps=total_steps)
+            lambda step: learning_rate(
+                jnp.asarray(step), config, total_steps=total_steps, peak=peak
+            )
         ),
     )
 

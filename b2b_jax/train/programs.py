@@ -1,6 +1,5 @@
 """The compiled programs of a run on its mesh, made once each (effects: devices)."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from functools import cached_property
@@ -62,7 +61,7 @@ class Programs:
                 f"cannot share evenly; set a batch of a multiple of "
                 f"{self.mesh.size * config.train.micro_batches}"
             )
-        self.optimizer = self._optimizer(config.optimizer.peak_learning_rate)
+        self.optimizer = self._optimizer()
         causal = config.model.is_causal
         self.objective = Objective(
             "clm" if causal else "mlm", tokenizer, 0 if causal else config.train.masked_positions
@@ -70,11 +69,13 @@ class Programs:
         self._train_steps: dict[tuple[SubModel, Lessons], TrainStep] = {}
         self._eval_steps: dict[tuple[int, ...], EvalStep] = {}
 
-    def _optimizer(self, peak_learning_rate: Any) -> optax.GradientTransformation:
-        """The optimizer with a peak rate that may be a traced number."""
-        settings = dataclasses.replace(self.config.optimizer, peak_learning_rate=peak_learning_rate)
+    def _optimizer(self, peak: jax.Array | None = None) -> optax.GradientTransformation:
         return make_optimizer(
-            settings, self.model.axes, total_steps=self.config.train.steps, plan=self.plan
+            self.config.optimizer,
+            self.model.axes,
+            total_steps=self.config.train.steps,
+            plan=self.plan,
+            peak=peak,
         )
 
     @cached_property
@@ -170,7 +171,7 @@ class Programs:
         self,
         sub: SubModel,
         state: TrainState,
-        input_ids: Int[jax.Array, "B T"],
+        input_ids: Int[jax.Array, "B T"] | jax.ShapeDtypeStruct,
         *,
         hints: Hints | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from b2b_jax.models import Model
 from b2b_jax.train.inherit import Hints, Inheritance
@@ -57,7 +57,7 @@ class Lesson:
     hints: Any
 
 
-def step_keys(seed: int | Int[Array, ""], step: Int[Array, ""]) -> tuple[PRNGKey, PRNGKey]:
+def step_keys(seed: int | Integer[Array, ""], step: Int[Array, ""]) -> tuple[PRNGKey, PRNGKey]:
     """Keys of a step's masks and of its dropout, from nothing but the seed and the step."""
     mask_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return mask_key, dropout_key
@@ -69,7 +69,7 @@ def make_train_step(
     *,
     objective: Objective,
     sub: SubModel,
-    seed: int | Int[Array, ""],
+    seed: int | Integer[Array, ""],
     micro_batches: int,
     mesh: Mesh,
     inheritance: Inheritance | None = None,

@@ -47,7 +47,7 @@ def write_comparison(folder: Path, *, of: str = "tiny", **changes: Any) -> Path:
         "first_losses": [{}, {**TINY, "num_attention_heads": 4, "hidden_size": 32}],
     }
     path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump(_merged(values, changes)))
+    path.write_text(yaml.safe_dump(_merged(values, changes), sort_keys=False))
     return path
 
 
@@ -67,5 +67,5 @@ def write_few(folder: Path, methods: dict[str, Any], **changes: Any) -> Path:
     values = _merged({**whole, "methods": {}}, values)
     values.pop("extends")
     values = _merged(values, {"methods": methods, **changes})
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path

@@ -50,7 +50,7 @@ def root(path) -> Path:
 
 def models(path) -> dict[str, str]:
     return {
-        run.path.partition("-")[0]: load_model(root(path) / run.path).fingerprint
+        entry.name: load_model(root(path) / run.path).fingerprint
         for entry in Journal.read(root(path)).entries
         for run in entry.runs
     }
