@@ -153,6 +153,7 @@ def test_the_cost_of_a_chain_is_that_of_all_its_models(trained):
     assert meta("last")["lineage"]["source_seconds"] == pytest.approx(sum(seconds))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_origin_whatever_init_holds_by_now(trained):
     folder, config = trained
     (folder / "other.yaml").write_text(yaml.safe_dump({"model": {"num_hidden_layers": 4}}))

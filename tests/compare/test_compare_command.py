@@ -100,6 +100,7 @@ def test_the_report_has_tables_curves_and_attention(finished, folder, capsys):
     assert len(rows) == len(FEW)
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_and_comes_out_the_same(finished, tmp_path):
     path = write_few(tmp_path, FEW)
     text = Path(path).read_text()
@@ -116,6 +117,7 @@ def test_a_stopped_comparison_goes_on_and_comes_out_the_same(finished, tmp_path)
     assert models(path) == models(finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path):
     wild = {"method": "aki", "peak_learning_rates": [1e38], "run": {"optimizer": {"clip_norm": 0}}}
     path = write_few(tmp_path, {"scratch": {}, "wild": wild, "direct_copy": {}})
@@ -132,6 +134,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path):
     assert f"diverged at step {run.diverged_at}" in (root(path) / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
     path = write_few(tmp_path, {"scratch": {}, "stackbert": {}})
     save, calls = Checkpoints.save, []
@@ -160,6 +163,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
     assert not list((root(path) / "runs").glob("*/checkpoints"))
 
 
+@pytest.mark.slow
 def test_missing_sources_are_named_where_they_are_not_to_be_trained(finished, tmp_path):
     path = write_few(tmp_path, {"scratch": {}, "aki": {}}, train_missing="off")
     with pytest.raises(ConfigError, match=r"not trained.*\n  main: .*main-seed0"):
@@ -196,6 +200,7 @@ def test_a_damaged_journal_is_named(tmp_path):
         plot_command([str(tmp_path)], out="", reporter=Recorder())
 
 
+@pytest.mark.slow
 def test_a_dry_run_compiles_every_step_and_trains_nothing(tmp_path, capsys):
     path = write_few(tmp_path, {"scratch": {}, "bert2bert": {}, "inherit": {}})
     reporter = Recorder()

@@ -82,6 +82,7 @@ def test_a_parameter_of_size_one_grows():
     assert grown[0].mu["bias"].shape == (3,)
 
 
+@pytest.mark.slow
 def test_moments_of_fresh_parameters():
     """First moments of zero; second ones of usual size, as Adam's count goes on."""
     source = tiny.config()
@@ -164,6 +165,7 @@ def test_entries_from_the_layer_above_start_from_zero():
     assert (up[top] > 0).all()
 
 
+@pytest.mark.slow
 def test_factored_moments_of_adafactor():
     """Exact where copies are even: rows and columns average squares of equal shares."""
     source = tiny.config("gpt2", hidden_size=16, num_attention_heads=4, intermediate_size=24)

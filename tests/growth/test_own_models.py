@@ -105,8 +105,8 @@ def source():
     ("width", "mlp", "blocks", "rules"),
     [
         (16, 23, 3, {}),
-        (24, 28, 3, {"split": "unequal", "noise": 1.0}),
-        (16, 14, 7, {"depth": "identity"}),
+        pytest.param(24, 28, 3, {"split": "unequal", "noise": 1.0}, marks=pytest.mark.slow),
+        pytest.param(16, 14, 7, {"depth": "identity"}, marks=pytest.mark.slow),
         (16, 14, 5, {"depth": "identity", "noise": 0.3}),
     ],
     ids=str,
@@ -183,7 +183,9 @@ def test_mixing_tokens_leaves_no_entry_the_mean():
         mixer_plan(13, 30, 3, method="fpi", norm="mean_pad")
 
 
-@pytest.mark.parametrize(("width", "norm"), [(16, "plain"), (13, "mean_pad")])
+@pytest.mark.parametrize(
+    ("width", "norm"), [pytest.param(16, "plain", marks=pytest.mark.slow), (13, "mean_pad")]
+)
 def test_an_nnx_model_grows_exactly(width, norm):
     model = NnxModel(8, 14, 2, rngs=nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

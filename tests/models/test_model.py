@@ -93,7 +93,7 @@ def loss_gradients(cfg, compute, params, inputs, key=None):
     ("family", "with_dropout", "compute"),
     [
         ("bert", True, Compute(remat="full")),
-        ("bert", True, Compute(remat="dots", scan_unroll=3)),
+        pytest.param("bert", True, Compute(remat="dots", scan_unroll=3), marks=pytest.mark.slow),
         ("gpt2", False, Compute(scan_unroll=2)),
     ],
 )

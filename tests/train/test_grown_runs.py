@@ -59,6 +59,7 @@ def adam(state) -> optax.ScaleByAdamState:
     return found
 
 
+@pytest.mark.slow
 def test_moments_grow_with_the_parameters(grown):
     folder, config = grown
     reporter = Recorder()

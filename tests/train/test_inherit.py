@@ -130,7 +130,7 @@ def test_the_teacher_gets_no_gradient():
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(loss)(taught.params)))
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_keeping_every_token_equals_running_the_teacher(micro_batches):
     online, kept = Taught(), Taught(top_k=VOCAB, micro_batches=micro_batches)
     state = online.student.state()
@@ -151,6 +151,7 @@ def small_and_large(folder: Path, **inherit):
     return tiny_run(folder, "student", model=model, two_stage=TwoStageConfig(), inherit=settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [0, 4])
 def test_a_taught_run_goes_on_bit_for_bit_and_is_charged_for_its_teacher(tmp_path, top_k):
     run = small_and_large(tmp_path, top_k=top_k)

@@ -68,7 +68,11 @@ def undisturbed(folder):
 
 @pytest.mark.parametrize(
     ("step", "number", "code"),
-    [(3, signal.SIGTERM, 75), (STAGE_ONE, signal.SIGTERM, 75), (9, signal.SIGINT, 130)],
+    [
+        pytest.param(3, signal.SIGTERM, 75, marks=pytest.mark.slow),
+        (STAGE_ONE, signal.SIGTERM, 75),
+        pytest.param(9, signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_continues_bit_identically(folder, undisturbed, step, number, code):
     config = tiny_run(folder, f"stopped-{step}")

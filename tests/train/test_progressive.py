@@ -185,6 +185,7 @@ def parameters(run):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["stack", "mslt"])
 def test_a_run_killed_between_stages_ends_as_an_undisturbed_one(tmp_path, method):
     progressive = ProgressiveConfig(method, (3, 2))
@@ -199,6 +200,7 @@ def test_a_run_killed_between_stages_ends_as_an_undisturbed_one(tmp_path, method
         np.testing.assert_array_equal(leaf, parameters(whole)[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_mslt_leaves_everything_below_and_the_layers_above_bit_identical(tmp_path):
     progressive = ProgressiveConfig("mslt", (3, 3))
     run = four_layers(tmp_path, "run", progressive)

@@ -76,7 +76,7 @@ def test_causal_objective_predicts_the_next_token_and_not_past_the_end():
     assert float(example.weights.sum()) == 8 * 11
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "gpt2"])
 def test_training_learns_a_language(family):
     setup = Setup(config(family), optimizer=OptimizerConfig(1e-2, warmup_steps=5))
     state, step, losses = setup.state(), setup.step(full_model(4)), []
@@ -87,6 +87,7 @@ def test_training_learns_a_language(family):
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5]) < np.log(VOCAB)
 
 
+@pytest.mark.slow
 def test_adam_equals_optax_where_everything_is_always_live():
     setup = Setup(config())
     state = setup.state()
@@ -139,7 +140,10 @@ def test_learning_rate_is_one_schedule_with_one_warm_up():
     assert rates[12] == 0
 
 
-@pytest.mark.parametrize("compute", [Compute(remat="full"), Compute(scan_unroll=4)])
+@pytest.mark.parametrize(
+    "compute",
+    [Compute(remat="full"), pytest.param(Compute(scan_unroll=4), marks=pytest.mark.slow)],
+)
 def test_memory_and_speed_knobs_do_not_change_the_step(compute):
     plain, other = Setup(config()), Setup(config(), compute=compute)
     expected, _ = plain.step(full_model(4))(plain.state(), tokens())
@@ -265,7 +269,8 @@ def numbers_of_training(devices: int, fsdp: int) -> list[float]:
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize(("fsdp", "share"), [(4, 0.25), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("fsdp", "share"), [(4, 0.25), (1, 1)])
 def test_eight_devices_give_the_numbers_of_one(fsdp, share):
     one, eight = numbers_of_training(1, 1), numbers_of_training(8, fsdp)
     assert (one.pop(3), eight.pop(3)) == (1, share)

@@ -46,8 +46,9 @@ def warmed_up(setup: Setup):
 
 
 CASES = [
-    *(("bert", *policy) for policy in POLICIES),
-    ("gpt2", *POLICIES[0]),
+    ("bert", *POLICIES[0]),
+    *(pytest.param("bert", *policy, marks=pytest.mark.slow) for policy in POLICIES[1:]),
+    pytest.param("gpt2", *POLICIES[0], marks=pytest.mark.slow),
     ("gpt2", *POLICIES[3]),
 ]
 
