@@ -29,6 +29,7 @@ from b2b_jax.train.config import RunConfig
 from b2b_jax.train.loop import Outcome
 from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.saved import load_model, read_meta, total_cost
+from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.writers import Reporter
 
 DISK_FULL = "No space left on device"
@@ -61,9 +62,9 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
     # Runs differ by little, and each evaluates by a program that all of them share.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
-    comparison = _Comparison(config, command=command, reporter=reporter)
     try:
-        comparison.run()
+        with StopRequest() as stop:
+            _Comparison(config, command=command, reporter=reporter, stop=stop).run()
     except _Stopped as stopped:
         reporter.note("stopped, with everything saved; repeat the command to continue")
         return stopped.exit_code
@@ -88,8 +89,10 @@ def _all_words(error: BaseException | None) -> str:
 class _Comparison:
     """The state of one sitting."""
 
-    def __init__(self, config: CompareConfig, *, command: str, reporter: Reporter) -> None:
-        self.config = config
+    def __init__(
+        self, config: CompareConfig, *, command: str, reporter: Reporter, stop: StopRequest
+    ) -> None:
+        self.config, self.stop = config, stop
         self.reporter = CompareReporter(reporter)
         self.plan = Plan(
             config,
@@ -134,6 +137,7 @@ class _Comparison:
                 for rate in self._rates(entry, seed):
                     self._train(entry, seed=seed, rate=rate)
                 self._choose_rate(entry)
+        self._stop_if_asked()
         if self.config.first_losses:
             write_first_losses(self.plan, reporter=self.reporter)
         self._save()
@@ -236,6 +240,7 @@ class _Comparison:
         if diverged.exists():
             record.status, record.diverged_at = "diverged", _read_step(diverged)
             return record
+        self._stop_if_asked()
         self.reporter.begin(name, flops=planned_cost(run).exact, log=folder / "log.txt")
         self._refuse_full_disk(run)
         try:
@@ -252,6 +257,10 @@ class _Comparison:
             raise _Stopped(outcome.exit_code)
         record.final_loss = outcome.heldout_loss
         return record
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.exit_code:
+            raise _Stopped(self.stop.exit_code)
 
     def _refuse_full_disk(self, run: RunConfig) -> None:
         """Say that the disk is full before a run has to."""

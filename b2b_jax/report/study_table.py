@@ -129,7 +129,7 @@ def footnote(study: Study) -> str:
 
 
 def mean_and_deviation(value: Spread | None, form: str = "{:.3f}", *, unit: str = "") -> str:
-    """A cell, as in ``5.628 ± 0.012``; the deviation of a single value is ``-``.
+    """A cell, as in ``5.628 ± 0.012``; a single value stands alone.
 
     Args:
         value: None for a plain ``-``.
@@ -138,12 +138,12 @@ def mean_and_deviation(value: Spread | None, form: str = "{:.3f}", *, unit: str 
 
     Example:
         >>> mean_and_deviation(Spread(5.6281, 0.0121, 3)), mean_and_deviation(Spread(5.6, None, 1))
-        ('5.628 ± 0.012', '5.600 ± -')
+        ('5.628 ± 0.012', '5.600')
     """
     if value is None:
         return "-"
-    deviation = "-" if value.std is None else form.format(value.std)
-    return f"{form.format(value.mean)} ± {deviation}{unit}"
+    deviation = "" if value.std is None else f" ± {form.format(value.std)}"
+    return f"{form.format(value.mean)}{deviation}{unit}"
 
 
 def outcome(row: MethodRow) -> str:

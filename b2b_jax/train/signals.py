@@ -11,6 +11,8 @@ EXIT_INTERRUPTED = 130
 class StopRequest:
     """While active, the first SIGINT or SIGTERM is remembered; a second one acts as usual.
 
+    One within another tells the outer one too, so that several runs in a row stop with the first.
+
     Attributes:
         exit_code: 0 until asked to stop, then 75 (SIGTERM) or 130 (Ctrl-C).
     """
@@ -28,9 +30,11 @@ class StopRequest:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        del frame
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        outer = self._before.get(number)
         self._restore()
+        if isinstance(getattr(outer, "__self__", None), StopRequest) and callable(outer):
+            outer(number, frame)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
