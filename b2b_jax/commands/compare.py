@@ -1,46 +1,29 @@
 """`b2b compare`: train every method of a comparison, or go on where it stopped (effects)."""
 
 import functools
-import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from b2b_jax.commands.compare_reporter import CompareReporter
-from b2b_jax.commands.first_losses import write_first_losses
+from b2b_jax.commands.compare_runs import DISK_FULL, RunSitter, Stopped, all_words, is_trained
+from b2b_jax.commands.first_losses import remove_first_losses, write_first_losses
 from b2b_jax.commands.folders import write_json
-from b2b_jax.commands.grow import grow_command
 from b2b_jax.commands.prepare import prepare_command
-from b2b_jax.commands.request import GrowRequest
-from b2b_jax.commands.starts import write_random_start, write_target
-from b2b_jax.commands.train import planned_cost, train_command
+from b2b_jax.commands.starts import write_start
+from b2b_jax.commands.train import planned_cost
 from b2b_jax.compare import CompareConfig, Entry, Journal, Plan, SourceSpec
-from b2b_jax.compare.identity import code_version
-from b2b_jax.compare.journal import EntryRecord, RunRecord, SourceRecord, StartRecord
-from b2b_jax.models import ConfigError, build_model
-from b2b_jax.train.checkpoint import CheckpointError
-from b2b_jax.train.config import RunConfig
-from b2b_jax.train.loop import Outcome
-from b2b_jax.train.meter import NonFiniteLoss
+from b2b_jax.compare.identity import code_version, digest
+from b2b_jax.compare.journal import FILE, EntryRecord, RunRecord, SourceRecord, StartRecord
+from b2b_jax.models import ConfigError
+from b2b_jax.report import ReportError
 from b2b_jax.train.saved import load_model, read_meta, total_cost
 from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.writers import Reporter
-
-DISK_FULL = "No space left on device"
-
-
-class _Stopped(Exception):
-    """A run was asked to stop; everything is saved."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
 
 
 def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) -> int:
@@ -55,8 +38,14 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
         0 done, 75 stopped by SIGTERM, 130 by Ctrl-C; the same command goes on in both cases.
 
     Raises:
-        ConfigError: if a source is missing and is not to be trained, or the disk is full.
+        ConfigError: if a source is missing and is not to be trained, the disk is full, or there is
+            more than one process.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"b2b compare: found {jax.process_count()} processes, expected one; train the runs one "
+            "by one with b2b train"
+        )
     root = Path(config.run_dir)
     root.mkdir(parents=True, exist_ok=True)
     # Runs differ by little, and each evaluates by a program that all of them share.
@@ -65,11 +54,11 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
     try:
         with StopRequest() as stop:
             _Comparison(config, command=command, reporter=reporter, stop=stop).run()
-    except _Stopped as stopped:
+    except Stopped as stopped:
         reporter.note("stopped, with everything saved; repeat the command to continue")
         return stopped.exit_code
     except Exception as error:
-        if DISK_FULL not in _all_words(error):
+        if DISK_FULL not in all_words(error):
             raise
         raise ConfigError(
             f"{root}: the disk is full ({shutil.disk_usage(root).free / 1e6:.0f} MB free). "
@@ -78,12 +67,16 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
     return 0
 
 
-def _all_words(error: BaseException | None) -> str:
-    """The messages of an error and of everything that led to it."""
-    words = ""
-    while error is not None:
-        words, error = f"{words} {error}", error.__cause__ or error.__context__
-    return words
+def _fingerprint(folder: str) -> str:
+    """Of a model that was not trained here: parameters and config."""
+    saved = load_model(folder)
+    return digest({"parameters": saved.fingerprint, "config": saved.config.to_dict()})
+
+
+def _machine() -> str:
+    device = jax.devices()[0].device_kind
+    cores = f"{os.cpu_count()} cores, {platform.machine()}"
+    return f"{jax.device_count()} x {device}, {cores}, jax {jax.__version__}"
 
 
 class _Comparison:
@@ -92,25 +85,27 @@ class _Comparison:
     def __init__(
         self, config: CompareConfig, *, command: str, reporter: Reporter, stop: StopRequest
     ) -> None:
-        self.config, self.stop = config, stop
+        self.config = config
         self.reporter = CompareReporter(reporter)
         self.plan = Plan(
             config,
-            fingerprint=functools.cache(lambda folder: load_model(folder).fingerprint),
+            fingerprint=functools.cache(_fingerprint),
             tokens=functools.cache(
                 lambda data: prepare_command(data, reporter=reporter).fingerprint
             ),
         )
+        self.sitter = RunSitter(self.plan.root, reporter=self.reporter, stop=stop)
+        self.failed: set[tuple[str, int]] = set()  # sources that diverged
         self.journal = Journal(
             title=config.title,
             command=command,
             code=code_version(),
-            machine=f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-            f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}",
+            machine=_machine(),
             seeds=list(config.seeds),
             entries=[
                 EntryRecord(
                     entry.name,
+                    entry.kind,
                     entry.method.label,
                     config.target.num_hidden_layers,
                     entry.source,
@@ -128,30 +123,70 @@ class _Comparison:
     def run(self) -> None:
         """Everything that is missing, seed by seed, so that a whole table is there early."""
         self._refuse_missing_sources()
-        write_target(self.plan.root, self.config.target)
-        self.reporter.expect(self._remaining_flops())
+        self._adopt_earlier_sittings()
+        self.reporter.expect(self._planned_flops())
         for seed in self.config.seeds:
-            for spec in self.config.sources:
+            for spec in self._used_sources():
                 self._source(spec, seed)
             for entry in self.plan.in_order:
-                for rate in self._rates(entry, seed):
-                    self._train(entry, seed=seed, rate=rate)
-                self._choose_rate(entry)
-        self._stop_if_asked()
-        if self.config.first_losses:
+                if self._is_possible(entry, seed):
+                    for rate in self._rates(entry, seed):
+                        self._train(entry, seed=seed, rate=rate)
+                    self._choose_rate(entry)
+        self.sitter.stop_if_asked()
+        remove_first_losses(self.plan.root)
+        if self.config.first_losses and not self.failed:
             write_first_losses(self.plan, reporter=self.reporter)
         self._save()
 
     def _save(self) -> None:
-        write_json(self.plan.root / "comparison.json", self.journal.to_dict())
+        write_json(self.plan.root / FILE, self.journal.to_dict())
+
+    def _adopt_earlier_sittings(self) -> None:
+        """Keep what is known of runs that this comparison has too, until they are looked at."""
+        try:
+            before = Journal.read(self.plan.root)
+        except ReportError:
+            return
+        planned = {
+            self._relative(self.plan.run(entry, seed=seed, rate=rate).run_dir)
+            for entry in self.config.entries
+            for seed in self.config.seeds
+            for rate in self.config.entry(entry.rate_of or entry.name).rates
+        }
+        for entry in before.entries:
+            for now in self.journal.entries:
+                if now.name == entry.name:
+                    now.runs = [run for run in entry.runs if run.path in planned]
+                    rates = now.rates or self.journal.entry(now.rate_of).rates
+                    now.rate = entry.rate if entry.rate in rates and now.runs else None
+        folders = {
+            self._relative(self.plan.source_folder(spec, seed))
+            for spec in self.config.sources
+            for seed in self.config.seeds
+        }
+        self.journal.sources = [source for source in before.sources if source.path in folders]
+        self.journal.starts = [start for start in before.starts if start.source in folders]
+        self._save()
+
+    def _relative(self, folder: str) -> str:
+        """A folder of the comparison as its journal has it; any other as it is."""
+        inside = Path(folder).is_relative_to(self.plan.root)
+        return os.path.relpath(folder, self.plan.root) if inside else folder
+
+    def _used_sources(self) -> tuple[SourceSpec, ...]:
+        used = {entry.source for entry in self.config.entries}
+        everything = bool(self.config.first_losses)
+        return tuple(spec for spec in self.config.sources if everything or spec.name in used)
 
     def _refuse_missing_sources(self) -> None:
         missing = []
-        for spec in self.config.sources:
+        for spec in self._used_sources():
             for seed in self.config.seeds:
                 folder = self.plan.source_folder(spec, seed)
                 trains = not spec.folder and self.config.train_missing == "on"
-                if not trains and not _is_trained(folder):
+                steps = 0 if spec.folder else spec.run.train.steps
+                if not trains and not is_trained(folder, steps=steps):
                     missing.append(f"{spec.name}: {folder}")
         if missing:
             raise ConfigError(
@@ -164,144 +199,97 @@ class _Comparison:
         if not spec.folder:
             run = self.plan.source_run(spec, seed)
             name = f"source {spec.name}, seed {self.plan.source_seed(seed)}"
-            record = self._sit(run, name, rate=run.optimizer.peak_learning_rate)
-            if record.status == "diverged":
-                raise ConfigError(
-                    f"{folder}: the source diverged at step {record.diverged_at}; lower "
-                    f"sources.{spec.name}.optimizer.peak_learning_rate"
-                )
+            if self.sitter.sit(run, name).status == "diverged":
+                self.failed.add((spec.name, seed))
+                return
         cost = total_cost(read_meta(folder))
         known = dict(cost["flops"] or {})
         if cost["seconds"] is not None:
             known["seconds"] = cost["seconds"]
-        here = not spec.folder
-        path = os.path.relpath(folder, self.plan.root) if here else folder
-        self.journal.sources.append(SourceRecord(spec.name, seed, path, known, here))
+        path = self._relative(folder)
+        record = SourceRecord(spec.name, seed, path, known, trained_here=not spec.folder)
+        others = [old for old in self.journal.sources if (old.name, old.seed) != (spec.name, seed)]
+        self.journal.sources = [*others, record]
         self._save()
 
+    def _is_possible(self, entry: Entry, seed: int) -> bool:
+        """Whether an entry has its source and its rate; otherwise it is said why not."""
+        record, why = self.journal.entry(entry.name), ""
+        if (entry.source, seed) in self.failed:
+            why = f"its source {entry.source}, seed {seed}, diverged"
+        elif not self._rates(entry, seed):
+            why = f"{entry.rate_of or entry.name} diverged at every learning rate"
+        if why and why not in record.notes:
+            record.notes.append(why)
+            self.reporter.note(f"{entry.name}: left out, since {why}")
+            self._save()
+        return not why
+
     def _rates(self, entry: Entry, seed: int) -> tuple[float, ...]:
-        if entry.rate_of:
-            rate = self.journal.entry(entry.rate_of).rate
-            return () if rate is None else (rate,)
-        if seed == self.config.seeds[0]:
+        chosen = self.journal.entry(entry.rate_of or entry.name).rate
+        if not entry.rate_of and (len(entry.rates) == 1 or seed == self.config.seeds[0]):
             return entry.rates
-        rate = self.journal.entry(entry.name).rate
-        return () if rate is None else (rate,)
+        return () if chosen is None else (chosen,)
 
     def _choose_rate(self, entry: Entry) -> None:
         """The rate of the lowest final loss with the first seed; none if all runs diverged."""
-        record = self.journal.entry(entry.name)
-        if record.rate is not None:
+        record, before = self.journal.entry(entry.name), self.journal.entry(entry.name).rate
+        if entry.rate_of:
+            record.rate = self.journal.entry(entry.rate_of).rate
             return
-        finished = [run for run in record.runs if run.final_loss is not None]
-        if finished:
-            best = min(finished, key=lambda run: run.final_loss or math.inf)
-            record.rate = best.rate
-            if len(entry.rates) > 1 and not entry.rate_of:
-                self.reporter.note(f"{entry.name}: peak learning rate {best.rate:g} was best")
+        losses = {
+            run.rate: run.final_loss
+            for run in record.runs
+            if run.seed == self.config.seeds[0]
+            and run.final_loss is not None
+            and math.isfinite(run.final_loss)
+        }
+        record.rate = min(losses, key=losses.__getitem__) if losses else None
+        if len(entry.rates) == 1:
+            record.rate = entry.rates[0]
+        elif record.rate is not None and before is None:
+            self.reporter.note(f"{entry.name}: peak learning rate {record.rate:g} was best")
         self._save()
 
     def _train(self, entry: Entry, *, seed: int, rate: float) -> None:
         run = self.plan.run(entry, seed=seed, rate=rate)
-        self._start(entry, seed)
-        record = self._sit(run, f"{entry.name}, seed {seed}, rate {rate:g}", rate=rate)
-        record.path = os.path.relpath(run.run_dir, self.plan.root)
-        self.journal.entry(entry.name).record(record)
+        spec = self.config.source(entry.source) if entry.source else None
+        source = "" if spec is None else self.plan.source_folder(spec, seed)
+        grown = write_start(
+            self.plan.start_folder(entry, seed),
+            target=self.config.target,
+            method=entry.method,
+            source=source,
+            seed=seed,
+            reporter=self.reporter,
+        )
+        start = StartRecord(
+            entry.method.growth,
+            entry.method.mapping,
+            seed,
+            self._relative(source),
+            self._relative(run.init),
+        )
+        if grown and start not in self.journal.starts:
+            self.journal.starts.append(start)
+        record = self.journal.entry(entry.name)
+        path = self._relative(run.run_dir)
+        if path not in {known.path for known in record.runs}:
+            record.record(RunRecord(seed, rate, path, "unfinished"))
+            self._save()
+        result = self.sitter.sit(run, f"{entry.name}, seed {seed}, rate {rate:g}")
+        record.record(
+            RunRecord(seed, rate, path, result.status, result.diverged_at, result.final_loss)
+        )
         self._save()
 
-    def _start(self, entry: Entry, seed: int) -> None:
-        """The target's first parameters: the same random ones for all that begin so."""
-        folder = self.plan.start_folder(entry, seed)
-        if entry.method.growth == "random":
-            write_random_start(folder, self.config.target, seed=seed)
-            return
-        source = self.plan.source_folder(self.config.source(entry.source), seed)
-        if not _is_trained(folder):
-            request = GrowRequest(
-                source,
-                folder,
-                to=str(self.plan.root / "target.yaml"),
-                method=entry.method.growth,
-                mapping=entry.method.mapping,
-                depth=entry.method.depth,
-                seed=seed,
-            )
-            grow_command(request, reporter=self.reporter.quiet(Path(f"{folder}.log")))
-        paths = (os.path.relpath(path, self.plan.root) for path in (source, folder))
-        start = StartRecord(entry.method.growth, seed, *paths)
-        if start not in self.journal.starts:
-            self.journal.starts.append(start)
-
-    def _sit(self, run: RunConfig, name: str, *, rate: float) -> RunRecord:
-        """Train one run to its end, unless that was done or it diverged before."""
-        folder = Path(run.run_dir)
-        diverged = folder / "diverged.json"
-        record, outcome = RunRecord(run.train.seed, rate, "", "done"), Outcome(0, 0, None, 0.0)
-        if diverged.exists():
-            record.status, record.diverged_at = "diverged", _read_step(diverged)
-            return record
-        self._stop_if_asked()
-        self.reporter.begin(name, flops=planned_cost(run).exact, log=folder / "log.txt")
-        self._refuse_full_disk(run)
-        try:
-            outcome = _in_few_caches(lambda: train_command(run, reporter=self.reporter))
-        except NonFiniteLoss as error:
-            write_json(diverged, {"step": error.step, "message": str(error)})
-            record.status, record.diverged_at = "diverged", error.step
-        finally:
-            self.reporter.end()
-        if record.status == "diverged":
-            self.reporter.note(f"{name}: diverged at step {record.diverged_at}; the others go on")
-            return record
-        if outcome.exit_code:
-            raise _Stopped(outcome.exit_code)
-        record.final_loss = outcome.heldout_loss
-        return record
-
-    def _stop_if_asked(self) -> None:
-        if self.stop.exit_code:
-            raise _Stopped(self.stop.exit_code)
-
-    def _refuse_full_disk(self, run: RunConfig) -> None:
-        """Say that the disk is full before a run has to."""
-        parameters = sum(math.prod(shape) for shape in build_model(run.model).shapes.values())
-        kept = run.checkpoint.keep_last + run.checkpoint.keep_best + 1
-        needed = 3 * 4 * parameters * kept
-        free = shutil.disk_usage(self.plan.root).free
-        if free < needed:
-            raise OSError(f"{DISK_FULL}: a run needs {needed / 1e6:.0f} MB")
-
-    def _remaining_flops(self) -> float:
-        """Of all runs to come; for a rate that is not chosen yet any will do."""
+    def _planned_flops(self) -> float:
+        """Of all runs; for a rate that is not chosen yet any will do."""
         total = 0.0
         for seed in self.config.seeds:
-            first = seed == self.config.seeds[0]
-            runs = [
-                self.plan.source_run(spec, seed) for spec in self.config.sources if not spec.folder
-            ]
+            for spec in self._used_sources():
+                total += 0.0 if spec.folder else planned_cost(spec.run).exact
             for entry in self.config.entries:
-                rates = entry.rates if first and not entry.rate_of else entry.rates[:1]
-                runs += [self.plan.run(entry, seed=seed, rate=rate) for rate in rates]
-            total += sum(planned_cost(run).exact for run in runs)
+                swept = seed == self.config.seeds[0] and not entry.rate_of
+                total += planned_cost(entry.run).exact * (len(entry.rates) if swept else 1)
         return total
-
-
-def _in_few_caches(train: Callable[[], Outcome]) -> Outcome:
-    """Train, and let go of the compiled programs, which no other run uses."""
-    try:
-        return train()
-    finally:
-        jax.clear_caches()
-
-
-def _is_trained(folder: str) -> bool:
-    try:
-        read_meta(folder)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _read_step(path: Path) -> int:
-    values: Any = json.loads(path.read_text(encoding="utf-8"))
-    return int(values["step"])

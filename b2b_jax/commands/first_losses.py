@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 
 from b2b_jax.commands.folders import write_text
-from b2b_jax.commands.starts import random_params
 from b2b_jax.compare import Plan
 from b2b_jax.data import prepare
 from b2b_jax.growth import grow, plan_growth
-from b2b_jax.models import ModelConfig
+from b2b_jax.growth.fresh import fresh_params
+from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.programs import Programs
@@ -20,7 +20,13 @@ from b2b_jax.train.saved import in_float32, load_model
 from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
-METHODS = (("rand", "random"), ("DirectCopy", "direct_copy"), ("FPI", "fpi"), ("AKI", "aki"))
+GROWTHS = (("rand", "random"), ("DirectCopy", "direct_copy"), ("FPI", "fpi"), ("AKI", "aki"))
+
+
+def remove_first_losses(root: Path) -> None:
+    """Take away what an earlier sitting found, which may have been of other models."""
+    for suffix in ("md", "csv"):
+        (root / f"first_losses.{suffix}").unlink(missing_ok=True)
 
 
 def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
@@ -46,13 +52,15 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
             params = in_float32(saved.params)
             original = loss(saved.config, params)
             for target in plan.config.first_losses:
-                sizes = f"({saved.config.num_hidden_layers}, {saved.config.hidden_size})"
+                sizes = (
+                    f"{spec.name} ({saved.config.num_hidden_layers}, {saved.config.hidden_size})"
+                )
                 wanted = f"({target.num_hidden_layers}, {target.hidden_size})"
                 line = found.setdefault((sizes, wanted), {})
                 line.setdefault("original", []).append(original)
-                for label, method in METHODS:
+                for label, method in GROWTHS:
                     grown = (
-                        random_params(target, seed=seed)
+                        _random(target, seed=seed)
                         if method == "random"
                         else _grown(saved.config, params, target, method=method, seed=seed)
                     )
@@ -61,6 +69,16 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
     for name, text in (("md", _markdown(found)), ("csv", _csv(found))):
         write_text(Path(plan.root) / f"first_losses.{name}", text)
     reporter.note(f"{plan.root}/first_losses.md: held-out loss right after growth")
+
+
+def _size(config: ModelConfig) -> str:
+    """As the paper writes it: layers and width."""
+    return f"({config.num_hidden_layers}, {config.hidden_size})"
+
+
+def _random(target: ModelConfig, *, seed: int) -> Params:
+    model = build_model(target)
+    return fresh_params(model.axes, model.shapes, seed=seed)
 
 
 def _grown(
@@ -75,7 +93,7 @@ Found = dict[tuple[str, str], dict[str, list[float]]]
 
 def _markdown(found: Found) -> str:
     """One line per growth; mean and standard deviation over seeds."""
-    names = ["original", *(label for label, _ in METHODS)]
+    names = ["original", *(label for label, _ in GROWTHS)]
     lines = [["source", "target", *names], ["---"] * 2 + ["---:"] * len(names)]
     for (source, target), losses in found.items():
         lines.append([source, target, *(_mean(losses[name]) for name in names)])

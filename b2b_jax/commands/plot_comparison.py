@@ -8,8 +8,13 @@ from rich.console import Console
 from b2b_jax.commands.attention import AttentionRequest, attention_command
 from b2b_jax.compare import Journal, read_study
 from b2b_jax.compare.journal import FILE
+from b2b_jax.convert import ConvertError
+from b2b_jax.data import DataError
+from b2b_jax.models import ConfigError
+from b2b_jax.report import ReportError
 from b2b_jax.report.study_table import rich_table
 from b2b_jax.report.study_write import write_study
+from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.writers import Reporter
 
 TABLES, ATTENTION = "tables", "attention"
@@ -38,7 +43,12 @@ def plot_comparison(path: str | Path, *, out: str, reporter: Reporter) -> None:
     study = read_study(root, journal)
     written = list(write_study(study, folder))
     for name in journal.tables:
-        written += write_study(read_study(root, journal, table=name), folder / TABLES / name)
+        try:
+            selected = read_study(root, journal, table=name)
+        except ReportError as error:
+            reporter.note(f"{name}: {error}")
+            continue
+        written += write_study(selected, folder / TABLES / name)
     first = root / "first_losses.md"
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     console.print(rich_table(study))
@@ -51,7 +61,11 @@ def plot_comparison(path: str | Path, *, out: str, reporter: Reporter) -> None:
 
 def _plot_attention(root: Path, journal: Journal, folder: Path, *, reporter: Reporter) -> None:
     """The heads of the first source and of what was grown from it by each method."""
-    starts = [start for start in journal.starts if start.seed == journal.seeds[0]]
+    starts = [
+        start
+        for start in journal.starts
+        if start.seed == journal.seeds[0] and start.mapping == "cyclic"
+    ]
     drawn: set[str] = set()
     for start in starts:
         if start.source != starts[0].source or start.growth in drawn:
@@ -59,4 +73,7 @@ def _plot_attention(root: Path, journal: Journal, folder: Path, *, reporter: Rep
         drawn.add(start.growth)
         folders = (str(root / start.source), str(root / start.path))
         request = AttentionRequest(folders, out=str(folder), names=("source", start.growth))
-        attention_command(request, reporter=reporter)
+        try:
+            attention_command(request, reporter=reporter)
+        except (CheckpointError, ConfigError, ConvertError, DataError) as error:
+            reporter.note(f"attention of {folders[1]} is not drawn: {error}")

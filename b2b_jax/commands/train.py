@@ -134,12 +134,29 @@ def _refuse_other_run(run_dir: Path, config: RunConfig) -> None:
     # A run that has not saved anything yet has no result to protect.
     if not any((run_dir / "checkpoints").glob("[0-9]*")):
         return
-    changed = changed_fields(before, json.loads(json.dumps(config.to_dict())))
+    changed = [
+        change
+        for change in changed_fields(before, json.loads(json.dumps(config.to_dict())))
+        if not _is_same_model(run_dir, change.partition(":")[0], config)
+    ]
     raise_problems(
         f"{run_dir} holds a run that these settings would change. Set them back, or choose another "
         "run_dir, or delete the folder",
         changed,
     )
+
+
+def _is_same_model(run_dir: Path, field: str, config: RunConfig) -> bool:
+    """Whether a folder that the settings name differently holds the model that the run knows."""
+    names = {"init": "init_fingerprint", "inherit.teacher": "teacher_fingerprint"}
+    folder = config.init if field == "init" else config.inherit.teacher
+    if field not in names or not folder:
+        return False
+    try:
+        lineage = json.loads((run_dir / "lineage.json").read_text(encoding="utf-8"))
+        return load_model(folder).fingerprint == lineage.get(names[field])
+    except (OSError, ValueError):  # CheckpointError and ConvertError are ValueErrors
+        return False
 
 
 @dataclass(frozen=True)
@@ -208,7 +225,9 @@ def _origin(config: RunConfig, *, reporter: Reporter) -> _Origin:
     saved = load_model(config.init)
     _check_same_model(config, saved)
     reporter.note(f"init: parameters of {config.init}")
-    lineage |= saved.meta.get("lineage", {})
+    # A teacher of what came before is in source_flops; this run may have another one.
+    before = saved.meta.get("lineage", {})
+    lineage |= {name: v for name, v in before.items() if not name.startswith("teacher")}
     lineage |= {"init": config.init, "init_fingerprint": saved.fingerprint}
     if "progress" in saved.meta:  # what was spent on it counts as well
         cost = total_cost(saved.meta)

@@ -33,6 +33,7 @@ class Entry:
 
     Attributes:
         name: its key in the config.
+        kind: which of `METHODS` it is.
         method: what it does.
         source: name of the small model that it uses, "" for none.
         rates: peak learning rates to try with the first seed; one alone is taken as it is.
@@ -41,6 +42,7 @@ class Entry:
     """
 
     name: str
+    kind: str
     method: Method
     source: str
     rates: tuple[float, ...]

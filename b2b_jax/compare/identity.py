@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 # What decides the numbers of a run; reports, commands and conversion do not.
-PARTS = ("growth", "models", "data", "train", "axes.py", "tree.py")
+PARTS = ("growth", "models", "data", "train", "report/flops.py", "axes.py", "tree.py")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax")
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -26,12 +27,12 @@ def digest(values: Mapping[str, Any]) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Version of the package and hash of the code that a result depends on.
+    """Version of the package and hash of the code that a result depends on, libraries included.
 
     Comments, docstrings and layout are left out, so that only what may change a number does.
     """
     root = Path(__file__).resolve().parents[1]
-    total = hashlib.sha256()
+    total = hashlib.sha256(str([version(name) for name in LIBRARIES]).encode())
     for part in PARTS:
         path = root / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
@@ -45,8 +46,9 @@ def _without_docstrings(source: str) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [entry for entry in body if not _is_text(entry)]  # pyright: ignore
-    return ast.dump(tree)
+            kept = [entry for entry in body if not _is_text(entry)]
+            node.body = kept or [ast.Pass()]  # pyright: ignore
+    return ast.unparse(tree)
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -41,6 +41,7 @@ class EntryRecord:
 
     Attributes:
         name: its key in the config.
+        kind: which of `METHODS` it is.
         label: what a reader calls it.
         num_layers: of the target.
         source: name of the small model that it uses, "" for none.
@@ -48,9 +49,11 @@ class EntryRecord:
         rates: peak learning rates to try with the first seed.
         rate: the one chosen.
         runs: those begun so far.
+        notes: why some of them are missing.
     """
 
     name: str
+    kind: str
     label: str
     num_layers: int
     source: str
@@ -58,6 +61,7 @@ class EntryRecord:
     rates: list[float]
     rate: float | None = None
     runs: list[RunRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def record(self, run: RunRecord) -> None:
         """Add a run, or replace what was said of it before."""
@@ -88,6 +92,7 @@ class StartRecord:
     """First parameters that were grown from a source."""
 
     growth: str
+    mapping: str
     seed: int
     source: str
     path: str
@@ -165,12 +170,10 @@ def read_study(root: str | Path, journal: Journal, *, table: str = "") -> Study:
     wanted = journal.tables[table]["methods"] if table else [e.name for e in journal.entries]
     results = {name: _method_result(root, journal, journal.entry(name)) for name in wanted}
     if not any(result.trials for result in results.values()):
-        raise ReportError(f"{root}: no run of this comparison has an evaluation yet")
-    scratch_name = next(
-        (entry.name for entry in journal.entries if entry.label == "scratch"), "scratch"
-    )
+        raise ReportError(f"{root}: none of {', '.join(wanted)} has an evaluation yet")
+    scratch_name = next((e.name for e in journal.entries if e.kind == "scratch"), "")
     scratch = results.pop(scratch_name, None)
-    if scratch is None and scratch_name in {entry.name for entry in journal.entries}:
+    if scratch is None and scratch_name:
         scratch = _method_result(root, journal, journal.entry(scratch_name))
     used = {journal.entry(name).source for name in wanted}
     curves = {}
@@ -184,6 +187,11 @@ def read_study(root: str | Path, journal: Journal, *, table: str = "") -> Study:
         scratch=scratch if scratch and scratch.trials else None,
         methods=tuple(result for result in results.values() if result.trials),
         sources={f"source {name}": curve for name, curve in curves.items()},
+        notes=tuple(
+            f"{journal.entry(name).label} is not complete, since {note}."
+            for name in wanted
+            for note in journal.entry(name).notes
+        ),
     )
 
 

@@ -66,7 +66,8 @@ METHODS: Mapping[str, Method] = {
         stages=(Fraction(8, EPOCHS),) * 4,
         length=Fraction(4 * 8 + 20, EPOCHS),
     ),
-    "net2net": Method("Net2Net (FPI, random map)", growth="fpi", mapping="uniform"),
+    # Also bert2BERT's own FPI as its Eq. 5 and 6 have it; "fpi" copies every entry equally often.
+    "net2net": Method("FPI, uniform map (Net2Net)", growth="fpi", mapping="uniform"),
     "interpolate": Method("AKI, interpolated depth", growth="aki", depth="interpolate"),
     "inherit": Method("Knowledge Inheritance", inherit=INHERITED),
 }

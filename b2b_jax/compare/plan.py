@@ -92,7 +92,7 @@ class Plan:
             inherit = dataclasses.replace(
                 run.inherit,
                 teacher=self.source_folder(spec, seed),
-                cache_dir=str(self.root / "teachers"),
+                cache_dir=str(self.root / "teachers" / digest({"code": code_version()})),
             )
             run = dataclasses.replace(run, inherit=inherit)
         name = f"{entry.name}-lr{rate:g}-seed{seed}-{digest(depends)}"

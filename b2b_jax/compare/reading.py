@@ -3,9 +3,9 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from b2b_jax.compare.config import (
     CompareConfig,
@@ -16,145 +16,139 @@ from b2b_jax.compare.config import (
     TrainMissing,
 )
 from b2b_jax.compare.methods import METHODS, Method
-from b2b_jax.compare.values import Values, fraction
+from b2b_jax.compare.schedules import METHOD_FIELDS, changed_method, scheduled
+from b2b_jax.compare.values import Values
 from b2b_jax.config import build, merge, model_from_values, raise_problems, read_yaml
-from b2b_jax.growth.depth import NamedDepth
+from b2b_jax.convert import ConvertError, is_hf_folder
+from b2b_jax.growth import GrowthError, plan_growth
 from b2b_jax.models import ModelConfig
+from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.saved import read_meta
 
-FIELDS = (
-    "run_dir",
-    "title",
-    "base",
-    "target",
-    "sources",
-    "methods",
-    "seeds",
-    "peak_learning_rates",
-    "source_seeds",
-    "train_missing",
-    "first_losses",
-    "tables",
-)
+FIELDS = tuple(field.name for field in dataclasses.fields(CompareConfig) if field.name != "entries")
+FIELDS += ("base", "methods", "peak_learning_rates")
 ENTRY_FIELDS = ("method", "source", "peak_learning_rates", "learning_rate_of", "run")
-METHOD_FIELDS = tuple(entry.name for entry in dataclasses.fields(Method))
+# What a comparison sets itself, so that nothing else may.
+OWN = ("run_dir", "init", "model", "train.seed", "inherit.teacher", "inherit.steps")
 
 
 def load_compare_config(path: str | Path) -> CompareConfig:
     """Read a comparison and check all of it.
 
     Raises:
-        ConfigError: lists every unknown method and field, every wrong value, and every run that
-            could not start.
+        ConfigError: lists every unknown method and field, every wrong value, every growth that is
+            not possible and every run that could not start.
     """
-    values = read_yaml(path)
     reader = _Reader()
-    config = reader.config(values)
+    config = reader.config(read_yaml(path))
     raise_problems(f"{path} cannot be compared", list(dict.fromkeys(reader.problems)))
     return config
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every entry is read with."""
+
+    base: dict[str, Any]
+    target: ModelConfig
+    sources: tuple[SourceSpec, ...]
+    rates: tuple[float, ...]
+    steps: int
 
 
 class _Reader(Values):
     """Reads part after part and collects what is wrong."""
 
     def config(self, values: Mapping[str, Any]) -> CompareConfig:
-        self.unknown("", values, FIELDS)
-        run_dir = values.get("run_dir", "")
-        if not isinstance(run_dir, str) or not run_dir:
-            self.problems.append(f"run_dir: found {run_dir!r}, expected a folder to write to")
-        base = self.mapping(values, "base")
-        target, found = model_from_values(values.get("target", {}), where="target.")
-        self.problems += found
-        if "model" in base:
-            self.problems.append("base.model: found a model; use target and sources instead")
-        rates = self.numbers(values, "peak_learning_rates", float)
-        seeds = tuple(self.numbers(values, "seeds", int)) or (0,)
-        sources = self._sources(self.mapping(values, "sources"), base)
-        entries = self._entries(self.mapping(values, "methods"), base, target, sources, rates)
+        self.unknown(values, FIELDS)
+        run_dir = self.text(values, "run_dir", default="")
+        if not run_dir:
+            self.problems.append("run_dir: found nothing, expected a folder to write to")
+        base = self._base(values)
+        target = self._model(values.get("target", {}), "target.")
+        whole, _ = build(RunConfig, base, base=RunConfig(model=target))
+        sources = self._sources(self.named(values, "sources"), base)
+        shared = _Shared(base, target, sources, self.rates(values), whole.train.steps)
+        entries = self._entries(self.named(values, "methods"), shared)
+        first_losses = tuple(
+            self._model(fields, f"first_losses.{index}.", base=target)
+            for index, fields in enumerate(self.sequence(values, "first_losses"))
+        )
+        for index, model in enumerate(first_losses):
+            for spec in sources:
+                where = f"first_losses.{index}"
+                self._check_growth(Method("FPI", growth="fpi"), spec, target=model, where=where)
         return CompareConfig(
-            run_dir=str(run_dir),
-            title=str(values.get("title", Path(str(run_dir)).name)),
+            run_dir=run_dir,
+            title=self.text(values, "title", default=Path(run_dir).name),
             target=target,
             sources=sources,
             entries=entries,
-            seeds=seeds,
-            source_seeds=self.choice(values, "source_seeds", get_args(SourceSeeds)),
-            train_missing=self.choice(values, "train_missing", get_args(TrainMissing)),
-            first_losses=self._first_losses(values, target),
-            tables=self._tables(self.mapping(values, "tables"), entries),
+            seeds=self.seeds(values),
+            source_seeds=self.choice(values, "source_seeds", among=get_args(SourceSeeds)),
+            train_missing=self.choice(values, "train_missing", among=get_args(TrainMissing)),
+            first_losses=first_losses,
+            tables=self._tables(self.named(values, "tables"), entries),
         )
 
-    def _run(self, values: Any, model: ModelConfig, where: str) -> RunConfig:
+    def _base(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        base = self.mapping(values, "base")
+        self._refuse_own(base, "base.", (*OWN, "inherit", "progressive", "two_stage.steps"))
+        _, found = build(RunConfig, base, where="base.")
+        self.problems += found
+        return {} if found else base
+
+    def _refuse_own(
+        self, values: Mapping[str, Any], where: str, own: tuple[str, ...] = OWN
+    ) -> None:
+        for name in own:
+            section, _, field = name.partition(".")
+            inner = values.get(section)
+            given = field in inner if field and isinstance(inner, Mapping) else inner is not None
+            if given and (not field or isinstance(inner, Mapping)):
+                self.problems.append(f"{where}{name}: found here, but the comparison sets it")
+
+    def _model(self, values: Any, where: str, *, base: ModelConfig | None = None) -> ModelConfig:
+        model, found = model_from_values(values, base=base, where=where)
+        self.problems += found or [f"{where}{problem}" for problem in model.problems()]
+        return model
+
+    def _run(self, values: Any, model: ModelConfig, *, where: str) -> RunConfig:
         """A run of a model, checked but for what is only known later."""
         run, found = build(RunConfig, values, base=RunConfig(model=model), where=where)
         self.problems += found
         if not found:
-            checked = dataclasses.replace(run, run_dir="-")
-            checked = dataclasses.replace(
-                checked, inherit=dataclasses.replace(run.inherit, teacher="", steps=0)
-            )
-            self.problems += [f"{where}{problem}" for problem in checked.problems()]
+            teacher = "." if run.inherit.steps else ""  # any folder that exists
+            inherit = dataclasses.replace(run.inherit, teacher=teacher)
+            checked = dataclasses.replace(run, run_dir="-", inherit=inherit)
+            # The model's own are said where the model is.
+            known = {f"model.{problem}" for problem in model.problems()}
+            problems = [problem for problem in checked.problems() if problem not in known]
+            self.problems += [f"{where}{problem}" for problem in problems]
         return run
 
     def _sources(
         self, values: Mapping[str, Any], base: Mapping[str, Any]
     ) -> tuple[SourceSpec, ...]:
         specs = []
-        for name, given in values.items():
-            where = f"sources.{name}."
-            fields = dict(given) if isinstance(given, Mapping) else {}
-            if not isinstance(given, Mapping):
-                self.problems.append(f"sources.{name}: found {given!r}, expected a model or folder")
-            folder = fields.pop("folder", "")
-            model, found = model_from_values(fields.pop("model", {}), where=f"{where}model.")
-            self.problems += found
-            run = self._run(merge(base, fields), model, where)
-            specs.append(SourceSpec(name, run, str(folder)))
+        for name in values:
+            where, fields = f"sources.{name}.", self.mapping(values, name, where="sources.")
+            folder = self.text(fields, "folder", default="", where=where)
+            if folder:
+                self.unknown(fields, ("folder",), where=where)
+                specs.append(SourceSpec(name, RunConfig(model=_model_in(folder)), folder))
+                continue
+            model = self._model(fields.pop("model", {}), f"{where}model.")
+            self._refuse_own(fields, where)
+            specs.append(SourceSpec(name, self._run(merge(base, fields), model, where=where)))
         return tuple(specs)
 
-    def _entries(
-        self,
-        values: Mapping[str, Any],
-        base: Mapping[str, Any],
-        target: ModelConfig,
-        sources: tuple[SourceSpec, ...],
-        rates: tuple[float, ...],
-    ) -> tuple[Entry, ...]:
+    def _entries(self, values: Mapping[str, Any], shared: _Shared) -> tuple[Entry, ...]:
         if not values:
             self.problems.append(f"methods: found none, expected some of {', '.join(METHODS)}")
-        entries = []
-        for name, given in values.items():
-            where, fields = f"methods.{name}.", dict(given or {})
-            self.unknown(where, fields, (*ENTRY_FIELDS, *METHOD_FIELDS))
-            chosen = str(fields.get("method", name))
-            if chosen not in METHODS:
-                near = difflib.get_close_matches(chosen, METHODS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                self.problems.append(
-                    f"methods.{name}: unknown method {chosen!r}, expected one of "
-                    f"{', '.join(METHODS)}{hint}"
-                )
-                continue
-            method = self._method(METHODS[chosen], fields, where)
-            source = str(fields.get("source", sources[0].name if sources else ""))
-            if method.uses_source and source not in {spec.name for spec in sources}:
-                self.problems.append(
-                    f"{where}source: found {source!r}, expected one of the sources: "
-                    f"{[spec.name for spec in sources]}"
-                )
-            own = self.numbers(fields, "peak_learning_rates", float)
-            run = self._schedule(method, fields.get("run") or {}, base, target, where)
-            entries.append(
-                Entry(
-                    name,
-                    method,
-                    source if method.uses_source else "",
-                    own or rates or (run.optimizer.peak_learning_rate,),
-                    str(fields.get("learning_rate_of", "")),
-                    run,
-                )
-            )
-            self._check_depth(entries[-1], sources, where)
+        found = [self._entry(name, values, shared) for name in values]
+        entries = [entry for entry in found if entry is not None]
         known = {entry.name: entry for entry in entries}
         for entry in entries:
             other = known.get(entry.rate_of)
@@ -165,95 +159,113 @@ class _Reader(Values):
                 )
         return tuple(entries)
 
-    def _check_depth(self, entry: Entry, sources: tuple[SourceSpec, ...], where: str) -> None:
-        layers = {spec.name: spec.run.model.num_hidden_layers for spec in sources}
-        same = layers.get(entry.source) == entry.run.model.num_hidden_layers
-        if entry.method.depth != "stack" and same:
+    def _entry(self, name: str, values: Mapping[str, Any], shared: _Shared) -> Entry | None:
+        where, fields = f"methods.{name}.", self.mapping(values, name, where="methods.")
+        self.unknown(fields, (*ENTRY_FIELDS, *METHOD_FIELDS), where=where)
+        kind = self.text(fields, "method", default=name, where=where)
+        if kind not in METHODS:
+            near = difflib.get_close_matches(kind, METHODS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             self.problems.append(
-                f"{where}depth: found {entry.method.depth!r}, but source {entry.source!r} has as "
-                "many layers as the target; name a shallower one with source"
+                f"methods.{name}: unknown method {kind!r}, expected one of "
+                f"{', '.join(METHODS)}{hint}"
             )
+            return None
+        method, found = changed_method(METHODS[kind], fields, where=where)
+        if name != kind and not fields.get("label"):
+            method = dataclasses.replace(method, label=f"{method.label} ({name})")
+        self.problems += found
+        known = {spec.name: spec for spec in shared.sources}
+        source = self.text(fields, "source", default=next(iter(known), ""), where=where)
+        own = self.mapping(fields, "run", where=where)
+        self._refuse_own(own, f"{where}run.", (*OWN, "optimizer.peak_learning_rate"))
+        derived, found = scheduled(method, shared.steps, where=where)
+        self.problems += found
+        run = self._run(merge(merge(shared.base, derived), own), shared.target, where=where)
+        if method.uses_source and source not in known:
+            self.problems.append(
+                f"{where}source: found {source!r}, expected one of the sources: {list(known)}"
+            )
+        elif method.uses_source:
+            self._check_source(method, known[source], target=shared.target, where=where)
+        self._check_grown(method, run, where=where)
+        rates = self.rates(fields, where=where) or shared.rates
+        return Entry(
+            name,
+            kind,
+            method,
+            source if method.uses_source else "",
+            rates or (run.optimizer.peak_learning_rate,),
+            self.text(fields, "learning_rate_of", default="", where=where),
+            run,
+        )
 
-    def _method(self, method: Method, fields: Mapping[str, Any], where: str) -> Method:
-        """A method with the fields that an entry changes."""
-        changes: dict[str, Any] = {}
-        hints = get_type_hints(Method)
-        for name in METHOD_FIELDS:
-            if name not in fields:
-                continue
-            value, hint = fields[name], hints[name]
-            try:
-                if hint is Fraction:
-                    value = fraction(value)
-                elif name == "stages":
-                    value = tuple(map(fraction, value))
-                elif name == "depth":
-                    value = value if isinstance(value, str) else tuple(map(int, value))
-                    if isinstance(value, str) and value not in get_args(NamedDepth):
-                        raise ValueError
-                elif get_args(hint):
-                    if value not in get_args(hint):
-                        raise ValueError
-                else:
-                    value = hint(value)
-            except (TypeError, ValueError, ZeroDivisionError):
-                self.problems.append(f"{where}{name}: found {fields[name]!r}, which cannot be used")
-                continue
-            changes[name] = value
-        return dataclasses.replace(method, **changes)
+    def _check_source(
+        self, method: Method, spec: SourceSpec, *, target: ModelConfig, where: str
+    ) -> None:
+        model = spec.run.model
+        if method.depth != "stack" and model.num_hidden_layers == target.num_hidden_layers:
+            self.problems.append(
+                f"{where}depth: found {method.depth!r}, but source {spec.name!r} has as many "
+                "layers as the target; name a shallower one with source"
+            )
+        if method.inherit and model.vocab_size != target.vocab_size:
+            self.problems.append(
+                f"{where}source: {spec.name!r} has {model.vocab_size} tokens, the target "
+                f"{target.vocab_size}; a teacher needs the same"
+            )
+        if method.growth != "random":
+            self._check_growth(method, spec, target=target, where=where.rstrip("."))
 
-    def _schedule(
-        self,
-        method: Method,
-        values: Any,
-        base: Mapping[str, Any],
-        target: ModelConfig,
-        where: str,
-    ) -> RunConfig:
-        """The run of a method: its fractions in steps."""
-        scratch, _ = build(RunConfig, base, base=RunConfig(model=target))
-        steps = scratch.train.steps
+    def _check_growth(
+        self, method: Method, spec: SourceSpec, *, target: ModelConfig, where: str
+    ) -> None:
+        source = spec.run.model
+        if spec.folder and is_hf_folder(spec.folder):
+            source = source.replace(heads=target.heads)  # read with those of the target
+        if source.problems() or target.problems() or method.growth == "random":
+            return
+        try:
+            plan_growth(
+                source,
+                target,
+                method=method.growth,
+                mapping=method.mapping,
+                depth=method.depth,
+            )
+        except GrowthError as error:
+            self.problems.append(f"{where}: source {spec.name!r} cannot grow so: {error}")
 
-        def share(fraction: Fraction) -> int:
-            return round(fraction * steps)
-
-        derived: dict[str, Any] = {"train": {"steps": share(method.length)}}
-        if method.stage_one:
-            derived["two_stage"] = {"steps": share(method.stage_one)}
-        if method.progressive != "none":
-            stages = [share(stage) for stage in method.stages]
-            derived["progressive"] = {"method": method.progressive, "stage_steps": stages}
-        if method.inherit:
-            derived["inherit"] = {
-                "teacher": "-",
-                "steps": share(method.inherit),
-                "temperature": method.temperature,
-                "top_k": method.top_k,
-            }
-        return self._run(merge(merge(base, derived), values), target, where)
-
-    def _first_losses(
-        self, values: Mapping[str, Any], target: ModelConfig
-    ) -> tuple[ModelConfig, ...]:
-        models = []
-        for index, fields in enumerate(values.get("first_losses") or []):
-            where = f"first_losses.{index}."
-            model, found = model_from_values(fields, base=target, where=where)
-            self.problems += found or [f"{where}{problem}" for problem in model.problems()]
-            models.append(model)
-        return tuple(models)
+    def _check_grown(self, method: Method, run: RunConfig, *, where: str) -> None:
+        """What only a grown model can do."""
+        if method.growth in ("fpi", "aki"):
+            return
+        for name, found, plain in (
+            ("optimizer.rate_scale", run.optimizer.rate_scale, "none"),
+            ("optimizer.state", run.optimizer.state, "reset"),
+            ("log.symmetry", run.log.symmetry, "off"),
+        ):
+            if found != plain:
+                self.problems.append(f"{where}{name}: found {found!r}, which is for fpi and aki")
 
     def _tables(
         self, values: Mapping[str, Any], entries: tuple[Entry, ...]
     ) -> dict[str, TableSpec]:
         names, tables = [entry.name for entry in entries], {}
-        for stem, fields in values.items():
-            methods = fields.get("methods", []) if isinstance(fields, Mapping) else []
-            unknown = [name for name in methods if name not in names]
-            if unknown or not methods:
-                self.problems.append(
-                    f"tables.{stem}.methods: found {methods}, expected some of {names}"
-                )
-            else:
-                tables[stem] = TableSpec(str(fields.get("title", stem)), tuple(methods))
+        for stem in values:
+            where, fields = f"tables.{stem}.", self.mapping(values, stem, where="tables.")
+            self.unknown(fields, ("title", "methods"), where=where)
+            methods = self.sequence(fields, "methods", where=where)
+            if not methods or any(name not in names for name in methods):
+                self.problems.append(f"{where}methods: found {methods}, expected some of {names}")
+            title = self.text(fields, "title", default=stem, where=where)
+            tables[stem] = TableSpec(title, tuple(map(str, methods)))
         return tables
+
+
+def _model_in(folder: str) -> ModelConfig:
+    """The config of a model that is there already; the default where it is not."""
+    try:
+        return ModelConfig.from_dict(read_meta(folder)["model"])
+    except (CheckpointError, ConvertError, OSError):
+        return ModelConfig()  # that it is missing is said when it is needed

@@ -1,14 +1,30 @@
 """Fresh parameters from the axis table alone: what DirectCopy and random growth fill in."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from b2b_jax.axes import Axes
-from b2b_jax.types import PRNGKey
+from b2b_jax.axes import Axes, AxisTable
+from b2b_jax.tree import unflatten
+from b2b_jax.types import Params, PRNGKey
+
+
+def fresh_params(table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> Params:
+    """All parameters, as random growth and DirectCopy with this seed draw them.
+
+    Args:
+        table: parameter path -> named axes.
+        shapes: parameter path -> shape.
+        seed: of all draws.
+    """
+    key = jax.random.key(seed)
+    return unflatten(
+        {path: fresh_leaf(path, table[path], shape, key=key) for path, shape in shapes.items()}
+    )
 
 
 def fresh_leaf(

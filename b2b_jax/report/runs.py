@@ -14,6 +14,7 @@ from b2b_jax.report.errors import ReportError
 
 Role = Literal["source", "scratch", "grown"]
 METHOD_NAMES = {"fpi": "FPI", "aki": "AKI", "direct_copy": "DirectCopy", "random": "random growth"}
+PROGRESSIVE_NAMES = {"stack": "StackBERT", "interpolate": "interpolated stacking", "mslt": "MSLT"}
 
 
 @dataclass(frozen=True)
@@ -176,27 +177,50 @@ def _read_run(path: Path) -> Run:
     config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     lineage_file = path / "lineage.json"
     lineage = json.loads(lineage_file.read_text()) if lineage_file.exists() else {}
-    cost = dict(lineage.get("source_flops") or {})
-    if lineage.get("source_seconds") is not None:
-        cost["seconds"] = lineage["source_seconds"]
     stage_one = config["two_stage"]["steps"]
-    label = path.name
-    if config["init"]:
-        method = lineage.get("method", "continued")
-        label = METHOD_NAMES.get(method, method or path.name)
-        label += " + two-stage" if stage_one else ""
+    label = _label(config, lineage) or path.name
     return Run(
         path=path,
         label=label,
-        role="grown" if config["init"] else "scratch",
+        role="grown" if _label(config, lineage) else "scratch",
         curve=read_curve(path / "metrics.csv", num_layers=config["model"]["num_hidden_layers"]),
         stage_one_steps=stage_one,
         total_steps=config["train"]["steps"],
         model=config["model"],
         evaluation=_evaluation(config),
         source=lineage.get("source", ""),
-        source_cost=cost,
+        source_cost=_source_cost(lineage),
     )
+
+
+def _label(config: dict[str, Any], lineage: dict[str, Any]) -> str:
+    """What a run does beyond training a random model whole; "" if that is all."""
+    words = []
+    method = lineage.get("method", "continued")
+    if config["init"] and (method != "random" or lineage.get("source")):
+        words.append(METHOD_NAMES.get(method, method))
+    progressive = config.get("progressive", {}).get("method", "none")
+    if progressive != "none":
+        words.append(PROGRESSIVE_NAMES.get(progressive, progressive))
+    if config.get("inherit", {}).get("steps"):
+        words.append("Knowledge Inheritance")
+    if config["two_stage"]["steps"]:
+        words.append("two-stage")
+    return " + ".join(words)
+
+
+def _source_cost(lineage: dict[str, Any]) -> dict[str, float]:
+    """FLOPs and seconds of the models that a run needed, as far as they are known."""
+    parts = [part for part in ("source", "teacher") if part in lineage]
+    if lineage.get("source_fingerprint") == lineage.get("teacher_fingerprint"):
+        parts = parts[:1]  # trained once
+    costs = [
+        {**(lineage.get(f"{part}_flops") or {}), "seconds": lineage.get(f"{part}_seconds")}
+        for part in parts
+    ]
+    units = ("exact", "electra", "seconds")
+    known = [unit for unit in units if all(cost.get(unit) is not None for cost in costs)]
+    return {unit: sum(cost[unit] for cost in costs) for unit in known if costs}
 
 
 def read_curve(path: Path, *, num_layers: int) -> Curve:

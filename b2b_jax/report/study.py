@@ -63,6 +63,7 @@ class Study:
             has not run yet.
         methods: the others, in the order to show.
         sources: label -> curve of one run of each small model.
+        notes: what else a reader of the table must know.
     """
 
     title: str
@@ -70,3 +71,4 @@ class Study:
     scratch: MethodResult | None
     methods: tuple[MethodResult, ...]
     sources: dict[str, Curve]
+    notes: tuple[str, ...] = ()

@@ -125,6 +125,7 @@ def footnote(study: Study) -> str:
         notes.append("Seeds without a finished scratch run are held against the mean of scratch.")
     if any(not one.counted for one in trials):
         notes.append("Runs that diverged, or are unfinished and short of it, are in no mean.")
+    notes += study.notes
     return " ".join(notes)
 
 

@@ -77,7 +77,9 @@ class Trainer:
             config,
             prepared.tokenizer,
             plan=plan,
-            teacher=None if teacher is None else build_model(teacher.config),
+            teacher=None
+            if teacher is None
+            else build_model(teacher.config, compute=config.compute),
         )
         self.teacher = (
             None

@@ -84,9 +84,8 @@ def learning_rate(
     """
     up = (step + 1) / max(config.warmup_steps, 1)
     down = (total_steps - step) / max(total_steps - config.warmup_steps, 1)
-    return jnp.asarray(config.peak_learning_rate, jnp.float32) * jnp.minimum(
-        1.0, jnp.minimum(up, down)
-    )
+    highest = jnp.float32(config.peak_learning_rate) if peak is None else peak
+    return highest * jnp.minimum(1.0, jnp.minimum(up, down))
 
 
 def scale_by_adam(config: OptimizerConfig, table: AxisTable) -> optax.GradientTransformation:

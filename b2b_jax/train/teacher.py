@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -47,6 +48,9 @@ class Teacher:
             "seed": train.seed,
             "batch": [train.batch_size, train.sequence_length, train.masked_positions],
             "top_k": config.inherit.top_k,
+            "dtype": config.compute.dtype,
+            "chunk": CHUNK,
+            "version": version("b2b_jax"),
         }
         name = hashlib.sha256(json.dumps(batches, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(config.inherit.cache_dir) / name

@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 from runs import write_text
 
+from b2b_jax.config import merge
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "compare"
 TINY = {"num_attention_heads": 3, "hidden_size": 24, "intermediate_size": 48}
 SMALL = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
@@ -47,16 +49,8 @@ def write_comparison(folder: Path, *, of: str = "tiny", **changes: Any) -> Path:
         "first_losses": [{}, {**TINY, "num_attention_heads": 4, "hidden_size": 32}],
     }
     path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump(_merged(values, changes), sort_keys=False))
+    path.write_text(yaml.safe_dump(merge(values, changes), sort_keys=False))
     return path
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 def write_few(folder: Path, methods: dict[str, Any], **changes: Any) -> Path:
@@ -64,8 +58,8 @@ def write_few(folder: Path, methods: dict[str, Any], **changes: Any) -> Path:
     path = write_comparison(folder, seeds=[0], peak_learning_rates=[1e-2], first_losses=[])
     values = yaml.safe_load(path.read_text())
     whole = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
-    values = _merged({**whole, "methods": {}}, values)
+    values = merge({**whole, "methods": {}}, values)
     values.pop("extends")
-    values = _merged(values, {"methods": methods, **changes})
+    values = merge(values, {"methods": methods, **changes})
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from comparisons import write_comparison
 
-from b2b_jax.commands.starts import random_params
 from b2b_jax.compare import Plan, load_compare_config
 from b2b_jax.compare.identity import _without_docstrings, code_version
 from b2b_jax.growth import grow, plan_growth
+from b2b_jax.growth.fresh import fresh_params
+from b2b_jax.models import build_model
 from b2b_jax.tree import flatten
 
 
@@ -22,14 +23,19 @@ def make(config, *, tokens="text") -> Plan:
     return Plan(config, fingerprint=lambda folder: folder, tokens=lambda data: tokens)
 
 
+def random(config, *, seed):
+    model = build_model(config)
+    return fresh_params(model.axes, model.shapes, seed=seed)
+
+
 def runs(plan, *, seed=0, rate=0.01):
     return {e.name: plan.run(e, seed=seed, rate=rate) for e in plan.config.entries}
 
 
 def test_methods_without_growth_start_from_the_same_random_target(plan):
     found = runs(plan)
-    random = {found[name].init for name in ("scratch", "stackbert", "mslt", "inherit")}
-    assert len(random) == 1
+    starts = {found[name].init for name in ("scratch", "stackbert", "mslt", "inherit")}
+    assert len(starts) == 1
     assert found["aki"].init == found["bert2bert"].init
     assert len({run.init for run in found.values()}) == 5  # random, aki, direct_copy, net2net, fpi
     assert runs(plan, seed=1)["scratch"].init != found["scratch"].init
@@ -37,17 +43,17 @@ def test_methods_without_growth_start_from_the_same_random_target(plan):
 
 def test_what_direct_copy_leaves_is_what_the_random_target_has(plan):
     target, source = plan.config.target, plan.config.sources[0].run.model
-    random = flatten(random_params(target, seed=3))
-    small = random_params(source, seed=7)
+    fresh = flatten(random(target, seed=3))
+    small = random(source, seed=7)
     copied = flatten(grow(small, plan_growth(source, target, method="direct_copy", seed=3)))
     for path, leaf in copied.items():
         inside = np.zeros(leaf.shape, bool)
         corner = flatten(small)[path]
         inside[tuple(slice(size) for size in corner.shape)] = True
         np.testing.assert_array_equal(leaf[inside].reshape(corner.shape), corner, err_msg=path)
-        np.testing.assert_array_equal(leaf[~inside], random[path][~inside], err_msg=path)
-    different = flatten(random_params(target, seed=4))
-    assert any((different[path] != random[path]).any() for path in random)
+        np.testing.assert_array_equal(leaf[~inside], fresh[path][~inside], err_msg=path)
+    different = flatten(random(target, seed=4))
+    assert any((different[path] != fresh[path]).any() for path in fresh)
 
 
 def test_every_run_has_its_own_folder(plan):

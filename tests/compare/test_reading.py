@@ -1,10 +1,12 @@
 """Configs of comparisons: the repository's own, and what is wrong with others."""
 
+import re
 from fractions import Fraction
 
 import pytest
 from comparisons import CONFIGS, write_comparison, write_few
 
+from b2b_jax.cli import main
 from b2b_jax.commands.train import planned_cost
 from b2b_jax.compare import METHODS, load_compare_config
 from b2b_jax.models import ConfigError, preset
@@ -123,8 +125,70 @@ def test_values_of_a_run_are_checked_with_their_place(tmp_path):
         assert words in found, words
 
 
-@pytest.mark.parametrize("text", ["- a list\n", "methods: [aki]\n", "base: 3\n", "run_dir: [1]\n"])
-def test_other_yaml_is_refused_with_words(tmp_path, text):
-    path = tmp_path / "other.yaml"
-    path.write_text(text)
-    assert "expected" in problems(path)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "methods: [aki]",
+        "base: 3",
+        "base: {train: 3}",
+        "base: {train: {steps: abc}}",
+        "base: {inherit: {steps: 3}}",
+        "run_dir: [1]",
+        "methods: {scratch: abc}",
+        "methods: {scratch: 3}",
+        "methods: {scratch: {run: [1]}}",
+        "methods: {scratch: {run: {init: there}}}",
+        "methods: {scratch: {run: {train: {seed: 3}}}}",
+        "methods: {scratch: {run: {inherit: {steps: 10, teacher: X}}}}",
+        "methods: {scratch: {run: {optimizer: {rate_scale: copies}}}}",
+        "methods: {../../x: {method: scratch}}",
+        "methods: {inherit: {top_k: .inf}}",
+        "methods: {inherit: {top_k: -1}}",
+        "methods: {inherit: {temperature: 0}}",
+        "methods: {inherit: {inherit: 2}}",
+        "methods: {inherit: {stage_one: 1/4}}",
+        "methods: {stackbert: {stages: '12'}}",
+        "methods: {bert2bert: {stage_one: 1/1000}}",
+        "methods: {scratch: {peak_learning_rates: [-1]}}",
+        "methods: {scratch: {peak_learning_rates: [.nan]}}",
+        "sources: 3",
+        "sources: {main: 3}",
+        "sources: {main: {folder: 3}}",
+        "sources: {main: {init: there}}",
+        "target: {hidden_size: 40, num_attention_heads: 2}",
+        "target: 3",
+        "first_losses: 3",
+        "first_losses: [3]",
+        "first_losses: [{hidden_size: 8, num_attention_heads: 1}]",
+        "tables: {t: {methods: 3}}",
+        "tables: {t: 3}",
+        "seeds: [.inf]",
+        "seeds: [-1]",
+        "seeds: [1.7]",
+        "seeds: 3",
+        "title: [1]",
+    ],
+)
+def test_other_yaml_is_refused_with_words(tmp_path, text, capsys):
+    path = write_few(tmp_path, {"scratch": {}, "aki": {}, "inherit": {}})
+    (tmp_path / "other.yaml").write_text(f"extends: {path.name}\n{text}\n")
+    if text.startswith("-"):
+        (tmp_path / "other.yaml").write_text(text)
+    assert main(["compare", str(tmp_path / "other.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("b2b: ")
+    assert "Traceback" not in said
+
+
+def test_the_documented_config_can_be_run(tmp_path):
+    text = (CONFIGS.parents[1] / "docs" / "comparing.md").read_text()
+    whole = next(
+        block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "run_dir" in block
+    )
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("Words.")
+    path = tmp_path / "documented.yaml"
+    path.write_text(whole.replace("corpus/", f"{tmp_path}/corpus/"))
+    config = load_compare_config(path)
+    assert [entry.name for entry in config.entries] == ["scratch", "aki", "bert2bert"]
