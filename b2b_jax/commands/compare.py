@@ -124,7 +124,7 @@ class _Comparison:
         """Everything that is missing, seed by seed, so that a whole table is there early."""
         self._refuse_missing_sources()
         self._adopt_earlier_sittings()
-        self.reporter.expect(self._planned_flops())
+        self.reporter.expect(self._remaining_flops())
         for seed in self.config.seeds:
             for spec in self._used_sources():
                 self._source(spec, seed)
@@ -283,13 +283,17 @@ class _Comparison:
         )
         self._save()
 
-    def _planned_flops(self) -> float:
-        """Of all runs; for a rate that is not chosen yet any will do."""
+    def _remaining_flops(self) -> float:
+        """Of the runs that are not known to be over; for a rate to be chosen any will do."""
         total = 0.0
         for seed in self.config.seeds:
             for spec in self._used_sources():
-                total += 0.0 if spec.folder else planned_cost(spec.run).exact
+                known = any((s.name, s.seed) == (spec.name, seed) for s in self.journal.sources)
+                total += 0.0 if spec.folder or known else planned_cost(spec.run).exact
             for entry in self.config.entries:
                 swept = seed == self.config.seeds[0] and not entry.rate_of
-                total += planned_cost(entry.run).exact * (len(entry.rates) if swept else 1)
+                runs = [run for run in self.journal.entry(entry.name).runs if run.seed == seed]
+                over = sum(run.status != "unfinished" for run in runs)
+                left = max((len(entry.rates) if swept else 1) - over, 0)
+                total += planned_cost(entry.run).exact * left
         return total

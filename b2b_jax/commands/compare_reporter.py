@@ -42,7 +42,7 @@ class CompareReporter:
         self._updates = 0
 
     def expect(self, flops: float) -> None:
-        """Say how much there is to do in all."""
+        """Say how much there is to do in this sitting."""
         self._left = flops
 
     def begin(self, name: str, *, flops: float, log: Path) -> None:
@@ -52,8 +52,8 @@ class CompareReporter:
 
     def end(self) -> None:
         """The run is over, whatever came of it."""
-        self._left -= self._run_flops
         if self._updates:  # not if it was finished before
+            self._left -= self._run_flops
             self._finished_flops += self._run_flops
             self._finished_seconds += time.monotonic() - self._began
         self._log = None

@@ -136,7 +136,11 @@ class _Reader(Values):
             where, fields = f"sources.{name}.", self.mapping(values, name, where="sources.")
             folder = self.text(fields, "folder", default="", where=where)
             if folder:
-                self.unknown(fields, ("folder",), where=where)
+                self.problems += [
+                    f"{where}{field}: found next to a folder, whose model is trained already"
+                    for field in fields
+                    if field != "folder"
+                ]
                 specs.append(SourceSpec(name, RunConfig(model=_model_in(folder)), folder))
                 continue
             model = self._model(fields.pop("model", {}), f"{where}model.")
