@@ -55,8 +55,8 @@ class TrialRow:
         first_loss: its first evaluation, None where that was of fewer layers than the target's.
         last_loss: its last evaluation of the whole model, None if there is none.
         reached: whether it came down to the target.
-        counted: whether it enters the means: done, or unfinished and yet at the target; never if it
-            diverged.
+        counted: whether it enters the means: if it is done. Runs that stopped early would be
+            chosen by how they went.
         savings: by unit; costs are totals where the target was not reached, savings None for runs
             that are not counted.
     """
@@ -95,6 +95,7 @@ class MethodRow:
         trials: one row per seed.
         first_loss: of counted trials, None where the models were not yet whole.
         final_loss: of finished trials.
+        gain: final loss less that of scratch with the same seed; below zero is better.
         missed: how many counted trials did not reach the target; their costs are lower bounds.
         costs: by unit.
     """
@@ -104,6 +105,7 @@ class MethodRow:
     trials: tuple[TrialRow, ...]
     first_loss: Spread | None
     final_loss: Spread | None
+    gain: Spread | None
     missed: int
     costs: dict[Unit, CostSpread]
 
@@ -130,6 +132,12 @@ def spread(values: Iterable[float | None]) -> Spread | None:
         return None
     deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return Spread(float(np.mean(known)), deviation, len(known))
+
+
+def _spread_of_all(values: Iterable[float | None]) -> Spread | None:
+    """As `spread`, but None if any value is unknown, so that it is of the same runs as others."""
+    found = list(values)
+    return None if None in found else spread(found)
 
 
 def whole_part(curve: Curve, num_layers: int) -> np.ndarray:
@@ -182,7 +190,7 @@ def _trial_row(
             # What others are held against is what it spent, even if its curve dipped earlier.
             found[unit] = _total(curve, unit)
     reached = found["exact"] is not None
-    counted = trial.status == "done" or (trial.status == "unfinished" and reached)
+    counted = trial.status == "done"
     savings: dict[Unit, Saving] = {}
     for unit in UNITS:
         cost = found[unit]
@@ -214,17 +222,42 @@ def _method_row(
         costs[unit] = CostSpread(
             cost=spread(one.cost for one in savings),
             saving=spread(one.saving for one in savings),
-            saving_with_source=spread(one.saving_with_source for one in savings),
+            saving_with_source=_spread_of_all(one.saving_with_source for one in savings),
         )
     return MethodRow(
         method=method,
         is_scratch=is_scratch,
         trials=trials,
         first_loss=spread(row.first_loss for row in counted),
-        final_loss=spread(row.last_loss for row in counted if row.trial.status == "done"),
+        final_loss=spread(row.last_loss for row in counted),
+        gain=spread(
+            row.last_loss - row.baseline.target
+            for row in counted
+            if row.baseline and row.last_loss is not None
+        ),
         missed=sum(not row.reached for row in counted if row.baseline),
         costs=costs,
     )
+
+
+def savings_of_chance(study: Study) -> Spread | None:
+    """What scratch itself seems to save when it is held against its other seeds, by the same rule.
+
+    Near its end a curve is flat, so that a loss a little lower is reached much earlier, and runs
+    that do not get there count as zero: chance alone shows a saving. One of a method is evidence
+    only beyond that. In exact FLOPs; None with fewer than two finished runs.
+    """
+    done = [t for t in (study.scratch.trials if study.scratch else ()) if t.status == "done"]
+    savings = []
+    for one in done:
+        for other in done:
+            if one is not other:
+                target, total = float(other.curve.loss[-1]), _total(other.curve, "exact")
+                cost = cost_of_reaching(
+                    one.curve, "exact", target=target, num_layers=study.num_layers
+                )
+                savings.append(0.0 if cost is None else 1 - cost / total)
+    return spread(savings)
 
 
 def _total(curve: Curve, unit: Unit) -> float:

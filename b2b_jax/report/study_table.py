@@ -7,7 +7,7 @@ from rich.table import Table
 
 from b2b_jax.report.savings import UNITS
 from b2b_jax.report.study import MethodResult, Study
-from b2b_jax.report.study_rows import MethodRow, Spread, all_methods, study_rows
+from b2b_jax.report.study_rows import MethodRow, Spread, all_methods, savings_of_chance, study_rows
 from b2b_jax.report.tables import render_csv, render_markdown, render_rich
 
 HEADINGS = (
@@ -15,6 +15,7 @@ HEADINGS = (
     "peak learning rate",
     "loss at the start",
     "final loss",
+    "against scratch",
     "FLOPs to scratch's final loss",
     "saving",
     "saving, source counted",
@@ -43,7 +44,9 @@ def methods_csv(study: Study) -> str:
     header = ["name", "method", "learning_rate", "rate_from", "trials", "counted", "not_reached"]
     header += ["diverged", "unfinished"]
     header += [
-        f"{name}_{part}" for name in ("first_loss", "final_loss") for part in ("mean", "std")
+        f"{name}_{part}"
+        for name in ("first_loss", "final_loss", "against_scratch")
+        for part in ("mean", "std")
     ]
     for unit in UNITS:
         header += [f"{part}_{unit}_{stat}" for part in COST_PARTS for stat in ("mean", "std")]
@@ -53,7 +56,7 @@ def methods_csv(study: Study) -> str:
         line = [method.name, method.label, method.learning_rate, method.rate_from]
         line += [len(statuses), row.counted, row.missed]
         line += [statuses.count("diverged"), statuses.count("unfinished")]
-        spreads = [row.first_loss, row.final_loss]
+        spreads = [row.first_loss, row.final_loss, row.gain]
         spreads += [getattr(row.costs[unit], part) for unit in UNITS for part in COST_PARTS]
         for one in spreads:
             line += [one.mean, one.std] if one else [None, None]
@@ -124,7 +127,16 @@ def footnote(study: Study) -> str:
     if any(one.baseline and not one.baseline.paired for one in trials):
         notes.append("Seeds without a finished scratch run are held against the mean of scratch.")
     if any(not one.counted for one in trials):
-        notes.append("Runs that diverged, or are unfinished and short of it, are in no mean.")
+        notes.append("Runs that diverged or are unfinished are in no mean.")
+    chance = savings_of_chance(study)
+    if chance:
+        notes.append(
+            "Against scratch: final loss less that of scratch with the same seed. Scratch held"
+            " against its own other seeds by the same rule seems to save"
+            f" {mean_and_deviation(_scaled(chance, 100), '{:.1f}', unit=' %')}: what chance shows."
+        )
+    if any(row.method.rate_from for row in rows):
+        notes.append("Methods that took over a rate had none chosen for themselves.")
     notes += study.notes
     return " ".join(notes)
 
@@ -143,7 +155,7 @@ def mean_and_deviation(value: Spread | None, form: str = "{:.3f}", *, unit: str 
     """
     if value is None:
         return "-"
-    deviation = "" if value.std is None else f" ± {form.format(value.std)}"
+    deviation = "" if value.std is None else f" ± {form.replace('+', '').format(value.std)}"
     return f"{form.format(value.mean)}{deviation}{unit}"
 
 
@@ -168,6 +180,7 @@ def _cells(row: MethodRow, study: Study) -> list[str]:
         _rate(row.method.learning_rate) + _rate_origin(row.method, study),
         mean_and_deviation(row.first_loss),
         "; ".join([*final, *filter(None, [outcome(row)])]) or "-",
+        "0" if row.is_scratch else mean_and_deviation(row.gain, "{:+.3f}"),
         _flops(exact.cost) + _missed(row),
         saving_text(row, exact.saving),
         saving_text(row, exact.saving_with_source),
@@ -185,7 +198,9 @@ def saving_text(row: MethodRow, saving: Spread | None) -> str:
     if row.missed == row.counted:
         return "not reached"
     text = mean_and_deviation(_scaled(saving, 100), "{:.1f}", unit=" %")
-    return f"≤ {text}" if row.missed else text
+    text = f"≤ {text}" if row.missed else text
+    lost = len(row.trials) - row.counted
+    return f"{text} ({row.counted} of {len(row.trials)} seeds)" if lost else text
 
 
 def _missed(row: MethodRow) -> str:

@@ -12,7 +12,7 @@ from b2b_jax.report.runs import Curve
 from b2b_jax.report.study import MethodResult, Study, Trial
 from b2b_jax.report.study_bars import savings_figure
 from b2b_jax.report.study_plot import mean_curve, study_figure
-from b2b_jax.report.study_rows import study_rows
+from b2b_jax.report.study_rows import savings_of_chance, study_rows
 from b2b_jax.report.study_table import (
     footnote,
     markdown_table,
@@ -145,16 +145,37 @@ def test_a_scratch_run_that_diverged_is_no_target():
     assert row.trials[0].baseline.target == 3 and not row.trials[0].baseline.paired
 
 
-def test_unfinished_runs_count_only_if_they_got_there():
+def test_unfinished_runs_count_nowhere_even_if_they_got_there():
+    """Those that get there early would be the lucky ones."""
     short = trial(1, [6, 5], status="unfinished")
     there = trial(2, [6, 4, 2], status="unfinished")
     row = only_row(short, there)
-    assert [one.counted for one in row.trials] == [False, True]
-    assert row.costs["exact"].cost.mean == 20 and row.missed == 0
+    assert [one.counted for one in row.trials] == [False, False]
+    assert row.costs["exact"].cost is None and row.missed == 0
     assert row.final_loss is None
     assert "seed 1 unfinished at step 1, seed 2 unfinished at step 2" in markdown_table(
         study(row.method)
     )
+    some = only_row(trial(1, [6, 4, 2, 1]), there)
+    assert "| 62.5 % (1 of 2 seeds) |" in markdown_table(study(some.method))
+
+
+def test_final_losses_are_held_against_scratch_of_the_same_seed():
+    row = only_row(trial(1, [6, 4, 2, 1]), trial(2, [6, 4, 2, 1.5]))
+    assert row.gain.mean == pytest.approx((1 - 3 + 1.5 - 2) / 2)
+    assert row.gain.std == pytest.approx(abs((1 - 3) - (1.5 - 2)) / np.sqrt(2))
+    assert "| -1.250 ± 1.061 |" in markdown_table(study(row.method))
+
+
+def test_chance_is_what_scratch_saves_against_itself():
+    """Seed 1 ends at 3 after 40, seed 2 at 2 after 50: it passes 3 at 40 of 40."""
+    scratch = method("scratch", trial(1, [9, 7, 5, 4, 3]), trial(2, [9, 7, 4, 2, 2, 2]))
+    chance = savings_of_chance(study(scratch=scratch))
+    # Seed 1 never gets to 2; seed 2 passes 3 halfway between 20 and 30.
+    assert chance.mean == pytest.approx((0 + 1 - 25 / 40) / 2)
+    assert chance.count == 2
+    assert "what chance shows" in footnote(study(scratch=scratch))
+    assert savings_of_chance(study(scratch=method("scratch", trial(1, [9, 3])))) is None
 
 
 def test_scratch_costs_its_total_even_if_its_curve_dipped_before():
@@ -166,7 +187,9 @@ def test_scratch_costs_its_total_even_if_its_curve_dipped_before():
 def test_without_scratch_losses_are_shown_and_no_savings():
     runs = method("m", trial(1, [6, 4]), trial(2, [6, 2]))
     line = markdown_table(study(runs, scratch=None)).splitlines()[2]
-    assert line == "| M | 0.001 (not swept) | 6.000 ± 0.000 | 3.000 ± 1.414 | - | - | - | - | - |"
+    assert (
+        line == "| M | 0.001 (not swept) | 6.000 ± 0.000 | 3.000 ± 1.414 | - | - | - | - | - | - |"
+    )
 
 
 def test_the_sweep_names_rates_chosen_and_diverged():
