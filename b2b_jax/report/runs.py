@@ -194,7 +194,7 @@ def _read_run(path: Path) -> Run:
 
 
 def _label(config: dict[str, Any], lineage: dict[str, Any]) -> str:
-    """What a run does beyond training a random model whole; "" if that is all."""
+    """What a run does beyond training a random model; "" if that is all."""
     words = []
     method = lineage.get("method", "continued")
     if config["init"] and (method != "random" or lineage.get("source")):
@@ -204,7 +204,7 @@ def _label(config: dict[str, Any], lineage: dict[str, Any]) -> str:
         words.append(PROGRESSIVE_NAMES.get(progressive, progressive))
     if config.get("inherit", {}).get("steps"):
         words.append("Knowledge Inheritance")
-    if config["two_stage"]["steps"]:
+    if words and config["two_stage"]["steps"]:
         words.append("two-stage")
     return " + ".join(words)
 

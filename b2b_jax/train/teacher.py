@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -68,9 +69,9 @@ class Teacher:
         if self._open is None or self._open[0] != chunk:
             path = self._path(chunk)
             try:
-                with np.load(path) as stored:
+                with path.open("rb") as file, np.load(file) as stored:
                     self._open = (chunk, {name: stored[name] for name in ("ids", "logits")})
-            except (OSError, ValueError, KeyError, EOFError) as error:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise DataError(
                     f"{path}: cannot be read ({error}); delete it and repeat the command"
                 ) from error
