@@ -60,6 +60,7 @@ def test_the_gradient_of_the_grown_model_is_the_grown_gradient(family):
         assert relative(found[path], expected) < 1e-6, path
 
 
+@pytest.mark.slow
 def test_norms_of_padded_models_have_gradients_of_the_other_scale():
     source = tiny.config("gpt2")
     target = tiny.uneven(source).replace(layer_norm_eps=6e-6)

@@ -325,6 +325,7 @@ print("ok")
 """
 
 
+@pytest.mark.slow
 def test_growth_into_shards_of_eight_devices():
     """In a process of its own: the number of devices is fixed when JAX starts."""
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))}

@@ -87,10 +87,12 @@ def table(trained):
     return found
 
 
+@pytest.mark.slow
 def test_the_loss_at_twice_the_width_stays(table):
     assert table[6, "fpi"] == pytest.approx(table[0, "source"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_order_of_table_1(table):
     assert table[6, "random"] > np.log(60) - 0.1
     assert table[6, "random"] > table[6, "direct_copy"] + 0.5

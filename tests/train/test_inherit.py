@@ -85,6 +85,7 @@ class Taught:
         return self.student.objective.example(tokens(), step_keys(3, state.step)[0])
 
 
+@pytest.mark.slow
 def test_a_step_follows_the_weighted_gradient_of_labels_and_teacher():
     """At step 2 of 8 the teacher has three quarters of the loss."""
     taught = Taught()
@@ -177,6 +178,7 @@ def test_a_taught_run_goes_on_bit_for_bit_and_is_charged_for_its_teacher(tmp_pat
     assert bool(list((tmp_path / "cache").glob("*/*.npz"))) == bool(top_k)
 
 
+@pytest.mark.slow
 def test_runs_of_other_rates_read_the_same_predictions_and_a_damaged_file_is_named(tmp_path):
     run = small_and_large(tmp_path, top_k=4)
     reporter = Recorder()

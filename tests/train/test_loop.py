@@ -239,6 +239,7 @@ def _kill_and_repeat(config, moments: list[int]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_kill_9_and_repeat_gives_the_same_run(folder, undisturbed):
     config = tiny_run(folder, "killed")
     _kill_and_repeat(config, [8])
@@ -254,6 +255,7 @@ def test_kill_9_at_many_moments(folder, undisturbed):
     assert rows(config.run_dir) == undisturbed[2]
 
 
+@pytest.mark.slow
 def test_sigterm_exits_75_from_the_command_line(folder):
     config = tiny_run(folder, "terminated")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000))

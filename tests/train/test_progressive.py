@@ -218,6 +218,7 @@ def test_mslt_leaves_everything_below_and_the_layers_above_bit_identical(tmp_pat
     assert (second["mlm/transform/kernel"] != first["mlm/transform/kernel"]).any()
 
 
+@pytest.mark.slow
 def test_evaluations_say_how_many_layers_they_are_of(tmp_path):
     import csv
 

@@ -177,6 +177,7 @@ def test_evaluation_of_prefixes_is_that_of_separate_sub_models():
         np.testing.assert_allclose(together.total[index], alone.total[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_compiled_flops_of_every_sub_model_match_the_count(family):
     from b2b_jax.report.flops import step_cost

@@ -131,7 +131,10 @@ def reference_step(state, setup: Setup, sub: SubModel, ids):
     return result, norm
 
 
-@pytest.mark.parametrize(("family", "embeddings", "tied_table"), CASES)
+@pytest.mark.parametrize(
+    ("family", "embeddings", "tied_table"),
+    [*CASES[:-1], pytest.param(*CASES[-1], marks=pytest.mark.slow)],
+)
 def test_efficient_step_equals_masked_gradient_reference(family, embeddings, tied_table):
     setup = shared_setup(family)
     two_stage = TwoStageConfig(
@@ -150,6 +153,7 @@ def test_efficient_step_equals_masked_gradient_reference(family, embeddings, tie
             np.testing.assert_allclose(moments[path], expected[path][1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_of_a_prefix_is_that_of_the_whole_model():
     """Layers draw their dropout by their own number, so freezing does not change what is run."""
     setup = Setup(config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1))
