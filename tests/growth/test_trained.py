@@ -42,6 +42,9 @@ def mlm_loss(cfg, params, key, rows=ROWS):
     return (losses * masked).sum() / masked.sum()
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def trained():
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
@@ -87,12 +90,10 @@ def table(trained):
     return found
 
 
-@pytest.mark.slow
 def test_the_loss_at_twice_the_width_stays(table):
     assert table[6, "fpi"] == pytest.approx(table[0, "source"], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_the_order_of_table_1(table):
     assert table[6, "random"] > np.log(60) - 0.1
     assert table[6, "random"] > table[6, "direct_copy"] + 0.5
