@@ -199,7 +199,7 @@ class _Comparison:
         if not spec.folder:
             run = self.plan.source_run(spec, seed)
             name = f"source {spec.name}, seed {self.plan.source_seed(seed)}"
-            if self.sitter.sit(run, name).status == "diverged":
+            if self.sitter.sit(run, name=name, flops=planned_cost(run).exact).status == "diverged":
                 self.failed.add((spec.name, seed))
                 return
         cost = total_cost(read_meta(folder))
@@ -277,7 +277,8 @@ class _Comparison:
         if path not in {known.path for known in record.runs}:
             record.record(RunRecord(seed, rate, path, "unfinished"))
             self._save()
-        result = self.sitter.sit(run, f"{entry.name}, seed {seed}, rate {rate:g}")
+        name = f"{entry.name}, seed {seed}, rate {rate:g}"
+        result = self.sitter.sit(run, name=name, flops=self._flops(entry))
         record.record(
             RunRecord(seed, rate, path, result.status, result.diverged_at, result.final_loss)
         )
@@ -295,5 +296,9 @@ class _Comparison:
                 runs = [run for run in self.journal.entry(entry.name).runs if run.seed == seed]
                 over = sum(run.status != "unfinished" for run in runs)
                 left = max((len(entry.rates) if swept else 1) - over, 0)
-                total += planned_cost(entry.run).exact * left
+                total += self._flops(entry) * left
         return total
+
+    def _flops(self, entry: Entry) -> float:
+        """Of one run, with its teacher's."""
+        return planned_cost(entry.run, teacher=self.config.teacher(entry)).exact

@@ -34,13 +34,11 @@ class _DryRun:
         name: what it is.
         run: its settings.
         teacher: the model that it learns from.
-        uses_source: name of the small model that it needs.
     """
 
     name: str
     run: RunConfig
     teacher: ModelConfig | None
-    uses_source: str
 
 
 def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
@@ -54,13 +52,10 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
         ShardingError: if a batch or a parameter cannot be split over the devices.
     """
     runs = [
-        _DryRun(f"source {spec.name}", spec.run, None, "")
-        for spec in config.sources
-        if not spec.folder
+        _DryRun(f"source {spec.name}", spec.run, None) for spec in config.sources if not spec.folder
     ]
     for entry in config.entries:
-        teacher = config.source(entry.source).run.model if entry.run.inherit.steps else None
-        runs.append(_DryRun(entry.method.label, entry.run, teacher, entry.source))
+        runs.append(_DryRun(entry.method.label, entry.run, config.teacher(entry)))
     compiled: set[tuple[ModelConfig, SubModel, ModelConfig | None]] = set()
     for dry in runs:
         programs = Programs(
@@ -98,7 +93,9 @@ def _compile(programs: Programs, run: RunConfig, phase: Phase, sub: SubModel) ->
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     hints: Hints | None = None
     if phase.needs_teacher and run.inherit.top_k:
-        kept = (run.train.batch_size, run.train.masked_positions, run.inherit.top_k)
+        length, masked = run.train.sequence_length, run.train.masked_positions
+        predictions = length if run.model.is_causal else masked
+        kept = (run.train.batch_size, predictions, run.inherit.top_k)
         hints = TopLogits(
             jax.ShapeDtypeStruct(kept, jnp.int32, sharding=rows),
             jax.ShapeDtypeStruct(kept, jnp.float32, sharding=rows),

@@ -10,7 +10,7 @@ import jax
 
 from b2b_jax.commands.compare_reporter import CompareReporter
 from b2b_jax.commands.folders import write_json
-from b2b_jax.commands.train import planned_cost, train_command
+from b2b_jax.commands.train import train_command
 from b2b_jax.models import build_model
 from b2b_jax.report.study import Status
 from b2b_jax.train.checkpoint import CheckpointError
@@ -67,8 +67,13 @@ class RunSitter:
         if self._stop.exit_code:
             raise Stopped(self._stop.exit_code)
 
-    def sit(self, run: RunConfig, name: str) -> RunResult:
+    def sit(self, run: RunConfig, *, name: str, flops: float) -> RunResult:
         """Train one run to its end, unless that was done or it diverged before.
+
+        Args:
+            run: its settings.
+            name: for the progress line.
+            flops: of the whole run, from which the time left is told.
 
         Raises:
             Stopped: if a signal asked for it; the run goes on in the next sitting.
@@ -76,7 +81,7 @@ class RunSitter:
         """
         self.stop_if_asked()
         folder = Path(run.run_dir)
-        self._reporter.begin(name, flops=planned_cost(run).exact, log=folder / "log.txt")
+        self._reporter.begin(name, flops=flops, log=folder / "log.txt")
         try:
             result = self._found(folder) or self._trained(run)
         finally:

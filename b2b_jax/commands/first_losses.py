@@ -1,8 +1,8 @@
 """Held-out loss right after growth, without training: the paper's Table 1 (effects)."""
 
-import csv
-import io
-import statistics
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -13,6 +13,9 @@ from b2b_jax.data import prepare
 from b2b_jax.growth import grow, plan_growth
 from b2b_jax.growth.fresh import fresh_params
 from b2b_jax.models import ModelConfig, build_model
+from b2b_jax.report.study_rows import spread
+from b2b_jax.report.study_table import mean_and_deviation
+from b2b_jax.report.tables import render_csv, render_markdown
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.programs import Programs
@@ -21,6 +24,25 @@ from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
 GROWTHS = (("rand", "random"), ("DirectCopy", "direct_copy"), ("FPI", "fpi"), ("AKI", "aki"))
+
+
+@dataclass(frozen=True)
+class FirstLoss:
+    """What one growth starts at.
+
+    Attributes:
+        source: name, layers and width of the small model.
+        target: layers and width of the large one.
+        method: how it grew; "original" for the source itself.
+        seed: of source and growth.
+        heldout_loss: without any training.
+    """
+
+    source: str
+    target: str
+    method: str
+    seed: int
+    heldout_loss: float
 
 
 def remove_first_losses(root: Path) -> None:
@@ -36,7 +58,7 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
         plan: of a comparison whose sources are trained.
         reporter: where notes go.
     """
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    found: list[FirstLoss] = []
     run = plan.config.entries[0].run
     prepared = prepare(run.data)
 
@@ -52,22 +74,20 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
             params = in_float32(saved.params)
             original = loss(saved.config, params)
             for target in plan.config.first_losses:
-                sizes = (
-                    f"{spec.name} ({saved.config.num_hidden_layers}, {saved.config.hidden_size})"
-                )
-                wanted = f"({target.num_hidden_layers}, {target.hidden_size})"
-                line = found.setdefault((sizes, wanted), {})
-                line.setdefault("original", []).append(original)
+                sizes = (f"{spec.name} {_size(saved.config)}", _size(target))
+                found.append(FirstLoss(*sizes, "original", seed, original))
                 for label, method in GROWTHS:
                     grown = (
                         _random(target, seed=seed)
                         if method == "random"
                         else _grown(saved.config, params, target, method=method, seed=seed)
                     )
-                    line.setdefault(label, []).append(loss(target, grown))
+                    found.append(FirstLoss(*sizes, label, seed, loss(target, grown)))
             jax.clear_caches()
-    for name, text in (("md", _markdown(found)), ("csv", _csv(found))):
-        write_text(Path(plan.root) / f"first_losses.{name}", text)
+    rows = [dataclasses.astuple(one) for one in found]
+    names = [field.name for field in dataclasses.fields(FirstLoss)]
+    write_text(Path(plan.root) / "first_losses.csv", render_csv(names, rows))
+    write_text(Path(plan.root) / "first_losses.md", _markdown(found))
     reporter.note(f"{plan.root}/first_losses.md: held-out loss right after growth")
 
 
@@ -88,29 +108,17 @@ def _grown(
     return jax.jit(grow, static_argnums=1)(params, steps)
 
 
-Found = dict[tuple[str, str], dict[str, list[float]]]
-
-
-def _markdown(found: Found) -> str:
+def _markdown(found: Sequence[FirstLoss]) -> str:
     """One line per growth; mean and standard deviation over seeds."""
     names = ["original", *(label for label, _ in GROWTHS)]
-    lines = [["source", "target", *names], ["---"] * 2 + ["---:"] * len(names)]
-    for (source, target), losses in found.items():
-        lines.append([source, target, *(_mean(losses[name]) for name in names)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _mean(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
-
-
-def _csv(found: Found) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["source", "target", "method", "run", "heldout_loss"])
-    for (source, target), losses in found.items():
-        for name, values in losses.items():
-            for index, value in enumerate(values):
-                writer.writerow([source, target, name, index, value])
-    return out.getvalue()
+    lines = []
+    for source, target in dict.fromkeys((one.source, one.target) for one in found):
+        cells = [f"{source} to {target}"]
+        for name in names:
+            wanted = (source, target, name)
+            losses = [
+                one.heldout_loss for one in found if (one.source, one.target, one.method) == wanted
+            ]
+            cells.append(mean_and_deviation(spread(losses)))
+        lines.append(cells)
+    return render_markdown(["growth", *names], lines)

@@ -93,3 +93,7 @@ class CompareConfig:
     def entry(self, name: str) -> Entry:
         """The method of a name."""
         return next(entry for entry in self.entries if entry.name == name)
+
+    def teacher(self, entry: Entry) -> ModelConfig | None:
+        """The model that an entry learns from, if it does."""
+        return self.source(entry.source).run.model if entry.run.inherit.steps else None

@@ -18,7 +18,8 @@ class Plan:
     """Names and settings of everything that a comparison trains or makes.
 
     Every folder's name ends in a hash of what its content depends on: settings, code, and what it
-    starts from. So a finished run is found again if and only if it would come out the same.
+    starts from. A finished run is found again unless something changed that its result may depend
+    on.
 
     Attributes:
         config: the comparison.

@@ -275,7 +275,7 @@ def test_the_whole_tiny_comparison_in_small(tmp_path):
     doubled = {
         row["method"]: float(row["heldout_loss"])
         for row in rows
-        if row["target"] == "(4, 32)" and row["source"] == "main (4, 16)" and row["run"] == "0"
+        if row["target"] == "(4, 32)" and row["source"] == "main (4, 16)" and row["seed"] == "0"
     }
     assert doubled["FPI"] == pytest.approx(doubled["original"], abs=1e-4)
     assert doubled["rand"] > doubled["DirectCopy"] > doubled["original"]
