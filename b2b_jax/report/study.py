@@ -41,7 +41,7 @@ class MethodResult:
         trials: runs at that rate, one per seed.
         sweep: peak learning rate -> final held-out loss with the sweep's seed, None where it
             diverged; empty if the rate was not swept for this method.
-        rate_from: the method whose sweep chose the rate, if not its own.
+        rate_from: label of the method whose sweep chose the rate, if not its own.
     """
 
     name: str

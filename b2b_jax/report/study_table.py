@@ -177,7 +177,7 @@ def _cells(row: MethodRow, study: Study) -> list[str]:
     final = [mean_and_deviation(row.final_loss)] if row.final_loss else []
     return [
         row.method.label,
-        _rate(row.method.learning_rate) + _rate_origin(row.method, study),
+        _rate(row.method.learning_rate) + _rate_origin(row.method),
         mean_and_deviation(row.first_loss),
         "; ".join([*final, *filter(None, [outcome(row)])]) or "-",
         "0" if row.is_scratch else mean_and_deviation(row.gain, "{:+.3f}"),
@@ -225,10 +225,9 @@ def _rate(rate: float) -> str:
     return f"{rate:g}"
 
 
-def _rate_origin(method: MethodResult, study: Study) -> str:
+def _rate_origin(method: MethodResult) -> str:
     if method.rate_from:
-        labels = {other.name: other.label for other in all_methods(study)}
-        return f" (as {labels.get(method.rate_from, method.rate_from)})"
+        return f" (as {method.rate_from})"
     return "" if method.sweep else " (not swept)"
 
 
