@@ -11,6 +11,7 @@ from b2b_jax.commands.options import add_hf_options, heads, shard_bytes
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+EXIT_TRY_AGAIN = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,10 +159,18 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from b2b_jax.commands.train import train_command
     from b2b_jax.config import load_run_config
-    from b2b_jax.train.writers import TerminalReporter
+    from b2b_jax.train.processes import LostProcess, is_first, join_processes
+    from b2b_jax.train.writers import QuietReporter, TerminalReporter
 
+    join_processes()
     config = load_run_config(options.config, options.overrides)
-    return train_command(config, reporter=TerminalReporter("train")).exit_code
+    reporter = TerminalReporter("train") if is_first() else QuietReporter()
+    try:
+        return train_command(config, reporter=reporter).exit_code
+    except LostProcess as error:
+        print(f"b2b: {error}", file=sys.stderr, flush=True)
+        # Leaving in order would wait for the process that is gone.
+        os._exit(EXIT_TRY_AGAIN)
 
 
 def _prepare(options: argparse.Namespace) -> int:

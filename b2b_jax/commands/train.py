@@ -23,6 +23,7 @@ from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
+from b2b_jax.train.processes import is_first, wait_for_all
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import (
     SavedModel,
@@ -44,11 +45,12 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     run_dir = Path(config.run_dir)
     _refuse_other_run(run_dir, config)
     begun = _begun(run_dir, config)
+    wait_for_all("the run folder has been looked at")  # before any process fills it
     if begun is not None and begun.step >= config.train.steps:
         reporter.note(f"{run_dir}: finished before, at step {begun.step}; nothing to do")
         progress = begun.meta["progress"]
         return Outcome(0, begun.step, progress["heldout_loss"], progress["seconds"])
-    prepared = prepare_command(config.data, reporter=reporter)
+    prepared = _prepared(config, reporter=reporter)
     _check_vocabulary(config, prepared)
     # Of a run that has a checkpoint the origin is what it recorded, whatever init holds by now.
     origin = _origin(config, reporter=reporter) if begun is None else _Origin(begun.meta["lineage"])
@@ -57,11 +59,13 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     teacher = load_teacher(config) if config.inherit.steps else None
     if teacher is not None:
         lineage = with_teacher(lineage, teacher, config)
-    write_yaml(run_dir / "config.yaml", config.to_dict())
-    write_text(run_dir / "README.md", run_card(config, lineage))
-    if lineage.get("growth_plan"):
-        write_json(run_dir / "growth_plan.json", lineage["growth_plan"])
-    write_json(run_dir / "lineage.json", {k: v for k, v in lineage.items() if k != "growth_plan"})
+    if is_first():
+        write_yaml(run_dir / "config.yaml", config.to_dict())
+        write_text(run_dir / "README.md", run_card(config, lineage))
+        if lineage.get("growth_plan"):
+            write_json(run_dir / "growth_plan.json", lineage["growth_plan"])
+        of_run = {name: value for name, value in lineage.items() if name != "growth_plan"}
+        write_json(run_dir / "lineage.json", of_run)
     accounting = price(config, teacher=None if teacher is None else teacher.config)
     trainer = Trainer(
         config,
@@ -82,6 +86,16 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     if outcome.exit_code:
         reporter.note("repeat the command to continue")
     return outcome
+
+
+def _prepared(config: RunConfig, *, reporter: Reporter) -> Prepared:
+    """The run's tokens; made by the first process alone where all see the same folder."""
+    if not is_first():
+        wait_for_all("the first process has prepared the data")
+        return prepare_command(config.data, reporter=reporter)
+    prepared = prepare_command(config.data, reporter=reporter)
+    wait_for_all("the first process has prepared the data")
+    return prepared
 
 
 def price(config: RunConfig, *, teacher: ModelConfig | None = None) -> Accounting:

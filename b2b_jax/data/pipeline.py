@@ -81,14 +81,13 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless training batches from a step on.
 
     Batch n is a function of (seed, n): windows are reshuffled every epoch, and the position in the
-    data is the step itself. A process gets its contiguous rows of the global batch, so the number
-    of processes changes nothing.
+    data is the step itself. A process reads its rows of the global batch only, so the number of
+    processes changes nothing.
 
     Args:
         prepared: the tokens.
@@ -97,35 +96,46 @@ def train_batches(
         batch_size: sequences per step over all processes.
         seed: of the order.
         start_step: the first step to give a batch for.
-        process_index: of this process.
-        process_count: of all.
+        rows: those to read of every batch; all by default.
 
     Yields:
-        ``{"input_ids": int32 [batch_size / process_count, T]}``.
+        ``{"input_ids": int32 [len(rows), T]}``.
 
     Raises:
-        DataError: if an epoch is smaller than a batch, or processes do not divide the batch.
+        DataError: if an epoch is smaller than a batch.
     """
-    if batch_size % process_count:
-        raise DataError(
-            f"train.batch_size: {batch_size} sequences cannot be shared by {process_count} "
-            "processes; set a multiple"
-        )
     dataset = window_dataset(prepared, "train", sequence_length=sequence_length, layout=layout)
     if len(dataset) < batch_size:
         raise DataError(
             f"{prepared.path}: {len(dataset)} windows of {sequence_length} tokens are fewer than "
             f"one batch of {batch_size}; give more text or a smaller train.batch_size"
         )
-    rows = batch_size // process_count
-    # Batches of a process's share, every process_count-th of them: exactly its rows of the global
-    # batch, without reading those of the others.
     # Not Grain's endless repeat: its length overflows when it is divided by a batch of one.
-    order = dataset.seed(seed).shuffle().repeat(ENDLESS // len(dataset)).batch(rows)
-    mine = order[process_index::process_count] if process_count > 1 else order
-    iterator = iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    order = dataset.seed(seed).shuffle().repeat(ENDLESS // len(dataset))
+    wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
+    batches = grain.MapDataset.source(_Batches(order, batch_size, wanted))
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return iterator
+
+
+class _Batches(Sequence[dict[str, np.ndarray]]):
+    """Some rows of every batch of an endless order of windows, by step."""
+
+    def __init__(self, order: grain.MapDataset, batch_size: int, rows: np.ndarray) -> None:
+        self._order, self._batch_size, self._rows = order, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:  # pyright: ignore
+        first = int(index) * self._batch_size
+        windows: list[Any] = [self._order[first + int(row)] for row in self._rows]
+        return {"input_ids": np.stack([window["input_ids"] for window in windows])}
+
+    def __repr__(self) -> str:
+        return f"Batches({self._order!r}, {len(self._rows)} of {self._batch_size} rows)"
 
 
 def heldout_batches(

@@ -2,7 +2,7 @@
 
 from b2b_jax.models.attention import with_attention
 from b2b_jax.models.config import ConfigError, ModelConfig, preset
-from b2b_jax.models.layers import Compute
+from b2b_jax.models.layers import Compute, Place
 from b2b_jax.models.model import Model, build_model
 from b2b_jax.models.norms import with_norm_inputs, with_weighted_norms
 
@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "Model",
     "ModelConfig",
+    "Place",
     "build_model",
     "preset",
     "with_attention",

@@ -16,6 +16,8 @@ from b2b_jax.models.config import Activation, ModelConfig
 
 AttentionImplementation = Literal["auto", "xla", "cudnn"]
 Remat = Literal["none", "dots", "full"]
+Place = Callable[[Array, tuple[str | None, ...]], Array]
+"""``(activation, names of its axes) -> the same activation``, held in its shards of a mesh."""
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -38,6 +40,12 @@ class Compute:
     """Layers per iteration of the scan over layers; larger compiles slower and may run faster."""
 
 
+def anywhere(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Leave it to the compiler where an activation lies."""
+    del axes
+    return x
+
+
 def kernel_init(std: float) -> nn.initializers.Initializer:
     """Normal initialisation truncated at two deviations of ``std``, as BERT does."""
     return nn.initializers.truncated_normal(std)
@@ -55,6 +63,7 @@ class SelfAttention(nn.Module):
     compute: Compute
     causal: bool
     residual_std: float
+    place: Place = anywhere
 
     @nn.compact
     def __call__(
@@ -67,12 +76,13 @@ class SelfAttention(nn.Module):
         dtype = jnp.dtype(self.compute.dtype)
 
         def project(name: str) -> Float[Array, "B T H K"]:
-            return nn.DenseGeneral(
+            dense = nn.DenseGeneral(
                 (cfg.num_attention_heads, cfg.head_dim),
                 dtype=dtype,
                 kernel_init=kernel_init(cfg.initializer_range),
                 name=name,
-            )(x_BTD)
+            )
+            return self.place(dense(x_BTD), ("batch", "tokens", "heads", "head_dim"))
 
         q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
@@ -109,7 +119,7 @@ class SelfAttention(nn.Module):
             dtype=dtype,
             kernel_init=kernel_init(self.residual_std),
             name="out",
-        )(mixed_BTHK)
+        )(self.place(mixed_BTHK, ("batch", "tokens", "heads", "head_dim")))
 
 
 class Mlp(nn.Module):
@@ -118,6 +128,7 @@ class Mlp(nn.Module):
     cfg: ModelConfig
     compute: Compute
     residual_std: float
+    place: Place = anywhere
 
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -131,7 +142,8 @@ class Mlp(nn.Module):
         down = nn.Dense(
             cfg.hidden_size, dtype=dtype, kernel_init=kernel_init(self.residual_std), name="down"
         )
-        return down(ACTIVATIONS[cfg.hidden_act](up(x_BTD)))
+        x_BTF = self.place(up(x_BTD), ("batch", "tokens", "mlp"))
+        return down(ACTIVATIONS[cfg.hidden_act](x_BTF))
 
 
 class Block(nn.Module):
@@ -139,6 +151,7 @@ class Block(nn.Module):
 
     cfg: ModelConfig
     compute: Compute
+    place: Place = anywhere
 
     @nn.compact
     def __call__(
@@ -151,8 +164,8 @@ class Block(nn.Module):
         pre = cfg.norm_position == "pre"
         std = cfg.initializer_range
         residual_std = std / (2 * cfg.num_hidden_layers) ** 0.5 if pre else std
-        attention = SelfAttention(cfg, compute, pre, residual_std, name="attention")
-        mlp = Mlp(cfg, compute, residual_std, name="mlp")
+        attention = SelfAttention(cfg, compute, pre, residual_std, self.place, name="attention")
+        mlp = Mlp(cfg, compute, residual_std, self.place, name="mlp")
         attention_norm = layer_norm(cfg, compute, "attention_norm")
         mlp_norm = layer_norm(cfg, compute, "mlp_norm")
         drop = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from b2b_jax.axes import AxisTable, shapes
 from b2b_jax.models.config import ConfigError, ModelConfig
 from b2b_jax.models.heads import LinearHead, MlmHead, NspHead, Pooler, tied_logits
-from b2b_jax.models.layers import Block, Compute, Embeddings, layer_norm
+from b2b_jax.models.layers import Block, Compute, Embeddings, Place, anywhere, layer_norm
 from b2b_jax.tree import check_structure
 from b2b_jax.types import Params, PRNGKey
 
@@ -21,6 +21,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+RESIDUAL = ("batch", "tokens", "embed")
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,17 @@ class Model:
     """A model whose layers are stacked along a leading axis of every layer parameter.
 
     Holds no arrays: every method is a pure function of the parameters that it is given.
+
+    Attributes:
+        cfg: sizes and constants.
+        compute: dtype, kernels and memory-for-time trades.
+        place: holds activations in their shards, by the names of their axes ("batch", "tokens",
+            "embed", "heads", "head_dim", "mlp", "vocab").
     """
 
     cfg: ModelConfig
     compute: Compute = field(default_factory=Compute)
+    place: Place = anywhere
 
     @cached_property
     def axes(self) -> AxisTable:
@@ -93,13 +101,14 @@ class Model:
     ) -> Float[Array, "B T D"]:
         """Input of the first layer. Needs ``params["embeddings"]`` only; no key, no dropout."""
         deterministic = dropout_key is None
-        return Embeddings(self.cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+        x_BTD: Any = Embeddings(self.cfg, self.compute).apply(
             {"params": params["embeddings"]},
             input_ids,
             token_type_ids,
             deterministic,
             rngs=None if deterministic else {"dropout": dropout_key},
         )
+        return self.place(x_BTD, RESIDUAL)
 
     def run_layer(
         self,
@@ -111,13 +120,14 @@ class Model:
     ) -> Float[Array, "B T D"]:
         """Run one layer, whose parameters have no leading axis. No key, no dropout."""
         deterministic = dropout_key is None
-        return Block(self.cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+        out_BTD: Any = Block(self.cfg, self.compute, self.place).apply(
             {"params": layer},
             x_BTD,
             mask,
             deterministic,
             rngs=None if deterministic else {"dropout": dropout_key},
         )
+        return self.place(out_BTD, RESIDUAL)
 
     def run_layers(
         self,
@@ -161,10 +171,10 @@ class Model:
                 f"{list(cfg.heads)}); its outputs are `hidden`, and `pooled` with a pooler"
             )
         if cfg.is_causal:
-            return tied_logits(self.final_norm(params, x), table_VD)
-        return MlmHead(cfg, compute).apply(  # pyright: ignore[reportReturnType]
-            {"params": params["mlm"]}, x, table_VD
-        )
+            logits: Any = tied_logits(self.final_norm(params, x), table_VD)
+        else:
+            logits = MlmHead(cfg, compute).apply({"params": params["mlm"]}, x, table_VD)
+        return self.place(logits, ("batch", *[None] * (x.ndim - 2), "vocab"))
 
     def final_norm(
         self, params: Mapping[str, Any], x: Float[Array, "... D"]
@@ -260,12 +270,15 @@ class Model:
         return self.logits(params, self.hidden(params, input_ids, attention_mask, token_type_ids))
 
 
-def build_model(cfg: ModelConfig, *, compute: Compute | None = None) -> Model:
+def build_model(
+    cfg: ModelConfig, *, compute: Compute | None = None, place: Place = anywhere
+) -> Model:
     """Make the model of a config.
 
     Args:
         cfg: sizes and constants.
         compute: dtype, kernels and memory-for-time trades; the default is plain float32.
+        place: holds activations in their shards; see `Model`.
 
     Raises:
         ConfigError: lists everything about the config that cannot be built.
@@ -278,4 +291,4 @@ def build_model(cfg: ModelConfig, *, compute: Compute | None = None) -> Model:
         >>> model.apply(params, jax.numpy.ones((2, 5), int)).shape
         (2, 5, 8192)
     """
-    return Model(cfg.validate(), compute or Compute())
+    return Model(cfg.validate(), compute or Compute(), place)

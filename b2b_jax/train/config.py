@@ -109,6 +109,7 @@ class RunConfig:
         found = [] if self.run_dir else ["run_dir: found nothing, expected a folder to write to"]
         found += [f"model.{problem}" for problem in model.problems()]
         found += self.data.problems()
+        found += self.mesh.problems()
         bounds = {
             "train.steps": (train.steps, 1, None),
             "train.batch_size": (train.batch_size, 1, None),

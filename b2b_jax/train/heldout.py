@@ -1,6 +1,5 @@
 """Held-out losses of a state, as columns of metrics.csv (effects: devices)."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from b2b_jax.data import Prepared, heldout_batches
@@ -35,7 +34,7 @@ def heldout_columns(
     )
     for index, batch in enumerate(batches):
         rows = programs.put_whole(batch["input_ids"])
-        loss = evaluate(params, rows, jnp.int32(index))
+        loss = evaluate(params, rows, np.int32(index))
         total += np.asarray(loss.total, np.float64)
         count += float(loss.count[0])
     means = total / count

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from b2b_jax.data import DataError, Prepared, train_batches
@@ -19,6 +18,7 @@ from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
+from b2b_jax.train.processes import Vote, Votes, is_first, naming_lost_processes
 from b2b_jax.train.programs import Lessons, Programs
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.signals import StopRequest
@@ -121,10 +121,12 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: names the step; nothing is saved after the last good checkpoint.
+            LostProcess: if another process of the job has ended.
         """
         config, meter = self.config, self.meter
         with contextlib.ExitStack() as stack:
             stack.callback(self.reporter.close)
+            stack.enter_context(naming_lost_processes())
             stack.callback(self.checkpoints.close)
             stop = stack.enter_context(StopRequest())
             # Until the first checkpoint is there, nothing of an earlier sitting counts.
@@ -141,8 +143,14 @@ class Trainer:
                 self.teacher.prepare(self._batches, first_step=start, reporter=self.reporter)
             batches = self._batches(start) if start < config.train.steps else iter(())
             self._clock = time.monotonic()
+            votes, vote = Votes(self.programs.mesh), Vote(0, saves=False)
             for step in range(start, config.train.steps):
-                if stop.exit_code:
+                vote = votes.cast(stop.exit_code, saves=self._is_time_to_save())
+                if vote.saves and step != saved:
+                    self._save(state)
+                    saved = step
+                    self._clock = time.monotonic()
+                if vote.exit_code:
                     break
                 state = self._train_one(state, next(batches), step)
                 done = step + 1
@@ -161,10 +169,12 @@ class Trainer:
                 self._save(state)
             self.checkpoints.wait()
         progress = meter.progress
-        code = 0 if progress.step >= config.train.steps else stop.exit_code
+        code = 0 if progress.step >= config.train.steps else vote.exit_code
         return Outcome(code, progress.step, progress.heldout_loss, progress.seconds)
 
     def _open_writers(self, *, keep_through: int, start: int) -> list[Any]:
+        if not is_first():
+            return []
         run_dir = Path(self.config.run_dir)
         columns = metric_columns(self.schedule.drawn_depths, copied=self._watched)
         writers: list[Any] = [
@@ -183,8 +193,7 @@ class Trainer:
             batch_size=train.batch_size,
             seed=train.seed,
             start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self.programs.local_rows,
         )
 
     def _train_one(
@@ -266,13 +275,12 @@ class Trainer:
             writer.write(row)
 
     def _saves(self, done: int) -> bool:
-        checkpoint = self.config.checkpoint
-        minutes = (time.monotonic() - self._last_save) / 60
-        return (
-            bool(checkpoint.every_steps and done % checkpoint.every_steps == 0)
-            or bool(checkpoint.every_minutes and minutes >= checkpoint.every_minutes)
-            or done == self.config.train.steps
-        )
+        every = self.config.checkpoint.every_steps
+        return bool(every and done % every == 0) or done == self.config.train.steps
+
+    def _is_time_to_save(self) -> bool:
+        every = self.config.checkpoint.every_minutes
+        return bool(every and time.monotonic() - self._last_save >= 60 * every)
 
     def _save(self, state: TrainState) -> None:
         self._read()

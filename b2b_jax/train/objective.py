@@ -1,6 +1,6 @@
 """Masked and causal language modelling over any prefix of the layers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,6 @@ from b2b_jax.train.losses import LossSum, cross_entropy
 from b2b_jax.train.stages import SubModel
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Abstract, PRNGKey
-
-Constrain = Callable[[Array], Array]
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +79,6 @@ def training_logits(
     model: Model,
     sub: SubModel,
     dropout_key: PRNGKey | None,
-    constrain: Constrain,
 ) -> Float[Array, "B M V"]:
     """Predictions of a sub-model as a function of its trained cut (bert2BERT, Algorithm 2).
 
@@ -96,7 +93,6 @@ def training_logits(
         model: the full model.
         sub: which layers run and which are trained.
         dropout_key: none, no dropout.
-        constrain: keeps activations in their shards.
     """
     flat, flat_live = flatten(params), flatten(live)
     embeddings_from = flat | flat_live if sub.embeddings == "trained" else flat
@@ -112,14 +108,13 @@ def training_logits(
         return None if layer_keys is None else layer_keys[start:stop]
 
     x_BTD = model.embed(unflatten(embeddings_from), example.input_ids, dropout_key=embed_key)
-    x_BTD = constrain(x_BTD)
     if sub.first_live:
         below = jax.tree.map(lambda leaf: leaf[: sub.first_live], params["layers"])
         x_BTD = model.run_layers(below, x_BTD, dropout_keys=keys_of(0, sub.first_live))
     if sub.live_layers:
         keys = keys_of(sub.first_live, sub.depth)
         x_BTD = model.run_layers(live["layers"], x_BTD, dropout_keys=keys)
-    x_BMD = at_positions(constrain(x_BTD), example.positions)
+    x_BMD = at_positions(x_BTD, example.positions)
     return model.logits(unflatten(head_from), x_BMD)
 
 
@@ -129,7 +124,6 @@ def prefix_losses(
     *,
     model: Model,
     depths: Sequence[int],
-    constrain: Constrain,
 ) -> LossSum:
     """Losses of several bottom prefixes under the shared head, in one pass, without dropout.
 
@@ -138,16 +132,15 @@ def prefix_losses(
         example: inputs and targets.
         model: the full model.
         depths: numbers of layers, ascending.
-        constrain: keeps activations in their shards.
 
     Returns:
         a `LossSum` whose fields have one entry per depth.
     """
-    x_BTD = constrain(model.embed(params, example.input_ids))
+    x_BTD = model.embed(params, example.input_ids)
     losses, done = [], 0
     for depth in depths:
         between = jax.tree.map(lambda leaf, a=done, b=depth: leaf[a:b], params["layers"])
-        x_BTD = constrain(model.run_layers(between, x_BTD))
+        x_BTD = model.run_layers(between, x_BTD)
         logits = model.logits(params, at_positions(x_BTD, example.positions))
         losses.append(cross_entropy(logits, example.labels, weights=example.weights))
         done = depth

@@ -1,12 +1,12 @@
 """The compiled programs of a run on its mesh, made once each (effects: devices)."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Int, Shaped
@@ -22,7 +22,10 @@ from b2b_jax.train.progressive import begin_phase
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import (
     ShardingError,
+    activation_place,
+    batch_parts,
     batch_sharding,
+    local_rows,
     make_mesh,
     optimizer_shardings,
     param_shardings,
@@ -49,17 +52,22 @@ class Programs:
         *,
         plan: GrowthPlan | None = None,
         teacher: Model | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> None:
         self.config, self.plan = config, plan
-        self.inheritance = None if teacher is None else Inheritance(teacher, config.inherit)
-        self.model = build_model(config.model, compute=config.compute)
-        self.mesh = make_mesh(config.mesh)
-        rows = config.train.batch_size // config.train.micro_batches
-        if rows % self.mesh.size:
+        self.mesh = make_mesh(config.mesh, devices=devices)
+        place = activation_place(self.mesh)
+        self.model = build_model(config.model, compute=config.compute, place=place)
+        self.inheritance = None
+        if teacher is not None:
+            teacher = dataclasses.replace(teacher, place=place)
+            self.inheritance = Inheritance(teacher, config.inherit)
+        rows, parts = config.train.batch_size // config.train.micro_batches, batch_parts(self.mesh)
+        if rows % parts:
             raise ShardingError(
-                f"train.batch_size / train.micro_batches is {rows}, which {self.mesh.size} devices "
-                f"cannot share evenly; set a batch of a multiple of "
-                f"{self.mesh.size * config.train.micro_batches}"
+                f"train.batch_size / train.micro_batches is {rows}, which the {parts} parts of the "
+                f"mesh (data x fsdp) cannot share evenly; set a batch of a multiple of "
+                f"{parts * config.train.micro_batches}"
             )
         self.optimizer = self._optimizer()
         causal = config.model.is_causal
@@ -124,7 +132,7 @@ class Programs:
 
     def put_params(self, params: Params) -> Params:
         """Parameters from elsewhere, moved to their shards."""
-        return jax.device_put(params, self.param_shardings)
+        return jax.tree.map(_put, params, self.param_shardings)
 
     def create_state(self, params: Params) -> TrainState:
         """The state before the first update."""
@@ -154,14 +162,25 @@ class Programs:
         distances = _copy_distances(params, self.plan)
         return {f"copy_distance_{axis}": float(value) for axis, value in distances.items()}
 
+    @cached_property
+    def local_rows(self) -> np.ndarray:
+        """Which rows of a batch this process has to read, ascending."""
+        return local_rows(self.mesh, self.config.train.batch_size)
+
     def put(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
-        """This process's rows of a batch as one array over all devices."""
-        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), rows)
+        """The `local_rows` of a batch as one array over all devices."""
+        place_of = {row: place for place, row in enumerate(self.local_rows.tolist())}
+        shape = (self.config.train.batch_size, *rows.shape[1:])
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = range(*index[0].indices(shape[0]))
+            return rows[place_of[wanted[0]] : place_of[wanted[-1]] + 1, *index[1:]]
+
+        return jax.make_array_from_callback(shape, batch_sharding(self.mesh), shard)
 
     def put_whole(self, rows: np.ndarray) -> Shaped[jax.Array, "B ..."]:
         """Rows of a whole batch that every process has, as one array over all devices."""
-        sharding = batch_sharding(self.mesh)
-        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+        return _put(rows, batch_sharding(self.mesh))
 
     def is_compiled(self, sub: SubModel, *, lessons: Lessons = "labels") -> bool:
         """Whether the step of a sub-model has been compiled."""
@@ -192,7 +211,6 @@ class Programs:
                 sub=sub,
                 seed=knobs["seed"],
                 micro_batches=self.config.train.micro_batches,
-                mesh=self.mesh,
                 inheritance=None if hints is None else self.inheritance,
             )
             return train_one(state, *batch)
@@ -200,10 +218,11 @@ class Programs:
         # What runs of one comparison differ in is an argument, so that the persistent compilation
         # cache has their program.
         knobs = {
-            "seed": jnp.uint32(self.config.train.seed),
-            "peak_learning_rate": jnp.float32(self.config.optimizer.peak_learning_rate),
+            "seed": np.uint32(self.config.train.seed),
+            "peak_learning_rate": np.float32(self.config.optimizer.peak_learning_rate),
         }
-        knobs = jax.device_put(knobs, replicated(self.mesh))
+        whole = replicated(self.mesh)
+        knobs = {name: _put(np.asarray(value), whole) for name, value in knobs.items()}
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(self.state_shardings, None))
         arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
         lessons: Lessons = "labels" if hints is None else "labels and teacher"
@@ -229,6 +248,10 @@ class Programs:
         teacher = self.inheritance.teacher
         return unflatten(param_shardings(teacher.axes, teacher.shapes, mesh=self.mesh))
 
+    def put_teacher(self, params: Params) -> Params:
+        """The teacher's parameters from elsewhere, moved to their shards."""
+        return jax.tree.map(_put, params, self.teacher_shardings)
+
     @cached_property
     def keep_predictions(self) -> Callable[..., TopLogits]:
         """``(teacher's parameters, input_ids, step) -> TopLogits`` of the step's own masks."""
@@ -244,8 +267,14 @@ class Programs:
     def eval_step(self, depths: tuple[int, ...]) -> EvalStep:
         """The evaluation of some prefixes of the model."""
         if depths not in self._eval_steps:
-            step = make_eval_step(
-                self.model, objective=self.objective, depths=depths, mesh=self.mesh
-            )
-            self._eval_steps[depths] = jax.jit(step)
+            step = make_eval_step(self.model, objective=self.objective, depths=depths)
+            self._eval_steps[depths] = jax.jit(step, out_shardings=replicated(self.mesh))
         return self._eval_steps[depths]
+
+
+def _put(whole: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process has, as one array over all devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(whole, sharding)
+    values = np.asarray(whole)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

@@ -1,20 +1,46 @@
-"""From named axes to a device mesh: where every parameter and every batch lives."""
+"""From named axes to a device mesh: where parameters, moments, activations and batches live."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
-from b2b_jax.axes import AxisTable
+from b2b_jax.axes import Axes, AxisTable
+from b2b_jax.models import Place
 from b2b_jax.train.live import map_mirrors
 from b2b_jax.tree import flatten, map_with_path
 
-RULES: Mapping[str, str] = {"embed": "fsdp"}
-"""Parameter axis -> mesh axis. Axes that are not named are on every device."""
+MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+PARAM_RULES: Mapping[str, str] = {
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""Parameter axis -> mesh axis. Axes that are not named are on every device."""
+ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""Activation axis -> mesh axes."""
+VECTORS = ("bias", "norm_scale", "norm_bias")
+"""Roles that fsdp leaves whole: each would cost a message per layer, and saves next to nothing."""
+
+AnyMesh = Mesh | AbstractMesh
+MeshPreset = Literal["dp", "fsdp", "fsdp_tp"]
+PRESETS: Mapping[MeshPreset, tuple[int, int, int]] = {
+    "dp": (-1, 1, 1),
+    "fsdp": (1, -1, 1),
+    "fsdp_tp": (1, -1, 4),
+}
 
 
 class ShardingError(ValueError):
@@ -23,67 +49,187 @@ class ShardingError(ValueError):
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh; -1 means the devices that remain."""
+    """Sizes of the device mesh: -1 means the devices that remain, 0 what the preset says."""
 
-    data: int = -1
+    preset: MeshPreset = "dp"
+    """dp: every device has all parameters. fsdp: all devices share them. fsdp_tp: groups of four
+    devices split every layer's matrix products, and these groups share the parameters."""
+    data: int = 0
     """Copies of the parameters, each with its share of the batch."""
-    fsdp: int = 1
-    """Devices that share one copy of the parameters; they also share the batch."""
+    fsdp: int = 0
+    """Parts that parameters and moments are cut into along the residual stream; each part has its
+    share of the batch as well."""
+    tensor: int = 0
+    """Devices that split heads, neurons and vocabulary between them, on the same sequences."""
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Sizes of `MESH_AXES`, where one may still be -1."""
+        own = (self.data, self.fsdp, self.tensor)
+        data, fsdp, tensor = (
+            size or preset for size, preset in zip(own, PRESETS[self.preset], strict=True)
+        )
+        return data, fsdp, tensor
+
+    def problems(self) -> list[str]:
+        """Every size that no number of devices fits."""
+        found = [
+            f"mesh.{name}: found {size}, expected a number of devices, -1 (the rest) or 0 (as the "
+            "preset has it)"
+            for name, size in zip(MESH_AXES, (self.data, self.fsdp, self.tensor), strict=True)
+            if size < -1
+        ]
+        if self.sizes.count(-1) > 1:
+            found.append(f"mesh: found {_words(self.sizes)}, expected -1 at most once")
+        return found
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Lay all devices out as (data, fsdp).
+def _words(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """Sizes of `MESH_AXES` on so many devices.
+
+    Raises:
+        ShardingError: if they do not multiply to the number of devices.
+
+    Example:
+        >>> mesh_shape(MeshConfig(preset="fsdp_tp"), 16)
+        (1, 4, 4)
+    """
+    if found := config.problems():
+        raise ShardingError("; ".join(found))
+    known = math.prod(size for size in config.sizes if size != -1)
+    data, fsdp, tensor = (devices // known if size == -1 else size for size in config.sizes)
+    if data * fsdp * tensor != devices:
+        raise ShardingError(
+            f"mesh {_words(config.sizes)} does not fit {devices} devices: the sizes must multiply "
+            f"to {devices}, and one of them may be -1 for the rest"
+        )
+    return data, fsdp, tensor
+
+
+def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """Lay devices out as (data, fsdp, tensor).
+
+    Args:
+        config: sizes.
+        devices: those to use; all by default.
 
     Raises:
         ShardingError: if the sizes do not multiply to the number of devices.
     """
-    sizes = [config.data, config.fsdp]
-    devices = jax.device_count()
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) > 1 or known < 1 or devices % known:
-        raise ShardingError(
-            f"mesh data={config.data}, fsdp={config.fsdp} does not fit {devices} devices; "
-            "at most one may be -1 and the others must divide the number of devices"
-        )
-    shape = tuple(devices // known if size == -1 else size for size in sizes)
-    if int(np.prod(shape)) != devices:
-        raise ShardingError(
-            f"mesh data={config.data}, fsdp={config.fsdp} uses {int(np.prod(shape))} of {devices} "
-            "devices; set one of them to -1"
-        )
+    shape = mesh_shape(config, jax.device_count() if devices is None else len(devices))
     # Explicit axes, the default, fail inside Flax Linen's lookups.
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
 
 
 def param_shardings(
-    table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, mesh: Mesh | AbstractMesh
+    table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, mesh: AnyMesh
 ) -> dict[str, NamedSharding]:
     """Parameter path -> sharding, by the names of its axes.
 
     Raises:
-        ShardingError: lists every parameter whose axis the mesh does not divide.
+        ShardingError: lists every parameter whose axis the mesh does not divide, and the mesh
+            sizes that would.
     """
     shardings, uneven = {}, []
     for path, axes in table.items():
-        spec: list[str | None] = []
-        for name, size in zip(axes.names, shapes[path], strict=True):
-            mesh_axis = RULES.get(name)
-            if mesh_axis in spec:  # a mesh axis can shard one dimension of an array only
-                mesh_axis = None
+        spec = param_spec(axes)
+        shardings[path] = NamedSharding(mesh, spec)
+        for name, size, mesh_axis in zip(axes.names, shapes[path], spec, strict=True):
             if mesh_axis and size % mesh.shape[mesh_axis]:
-                uneven.append(
-                    f"{path}: {name} {size} is not divisible by {mesh_axis} {mesh.shape[mesh_axis]}"
-                )
-            spec.append(mesh_axis)
-        shardings[path] = NamedSharding(mesh, PartitionSpec(*spec))
+                parts = mesh.shape[mesh_axis]
+                uneven.append(f"{path}: {name} {size} is not divisible by {mesh_axis} {parts}")
     if uneven:
-        raise ShardingError("The mesh does not divide these parameters:\n  " + "\n  ".join(uneven))
+        raise ShardingError(
+            "The mesh does not divide these parameters:\n  "
+            + "\n  ".join(uneven)
+            + f"\n{_advice(table, shapes, mesh)}"
+        )
     return shardings
 
 
+def param_spec(axes: Axes) -> PartitionSpec:
+    """The mesh axis of every dimension of a parameter, None where it is whole.
+
+    Example:
+        >>> param_spec(Axes.parse("kernel: layers | embed -> heads, head_dim"))
+        PartitionSpec(None, 'fsdp', 'tensor', None)
+    """
+    spec: list[str | None] = []
+    for name in axes.names:
+        mesh_axis = PARAM_RULES.get(name)
+        whole = mesh_axis == "fsdp" and axes.role in VECTORS
+        # A mesh axis can shard one dimension of an array only.
+        spec.append(None if whole or mesh_axis in spec else mesh_axis)
+    return PartitionSpec(*spec)
+
+
+def _advice(table: AxisTable, shapes: Mapping[str, tuple[int, ...]], mesh: AnyMesh) -> str:
+    """Mesh shapes for the same number of devices that divide every parameter."""
+    common = dict.fromkeys(MESH_AXES, 0)
+    for path, axes in table.items():
+        for size, mesh_axis in zip(shapes[path], param_spec(axes), strict=True):
+            if mesh_axis:
+                common[mesh_axis] = math.gcd(common[mesh_axis], size)
+    devices = mesh.size
+    fitting = [
+        (devices // (fsdp * tensor), fsdp, tensor)
+        for tensor in _divisors(math.gcd(common["tensor"], devices))
+        for fsdp in _divisors(math.gcd(common["fsdp"], devices // tensor))
+    ]
+    wanted = [mesh.shape[name] for name in MESH_AXES]
+    fitting.sort(key=lambda sizes: _distance(sizes, wanted))
+    told = "; ".join(_words(sizes) for sizes in fitting[:3])
+    padded = ""
+    tensor = mesh.shape["tensor"]
+    vocab = {
+        size
+        for path, axes in table.items()
+        for name, size in zip(axes.names, shapes[path], strict=True)
+        if name == "vocab" and size % tensor
+    }
+    for size in sorted(vocab):
+        padded = f". Or set model.vocab_size to {-(-size // tensor) * tensor}: {size} and unused"
+    return f"Of {devices} devices these meshes do: {told}{padded}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
+
+
+def _distance(sizes: Sequence[int], wanted: Sequence[int]) -> float:
+    return sum(abs(math.log(a / b)) for a, b in zip(sizes, wanted, strict=True))
+
+
+def activation_place(mesh: Mesh) -> Place:
+    """Hold activations of a model in their shards, by the names of their axes."""
+
+    def place(x: Array, axes: tuple[str | None, ...]) -> Array:
+        spec = [None if name is None else ACTIVATION_RULES.get(name) for name in axes]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return place
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sequences are split over all devices."""
+    """Sequences are split over data and fsdp; devices along tensor have the same ones."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a batch the devices of this process need, ascending."""
+    where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    needed = {row for (rows,) in where.values() for row in range(*rows.indices(batch_size))}
+    return np.asarray(sorted(needed))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
 from b2b_jax.models import Model
@@ -15,7 +14,6 @@ from b2b_jax.train.inherit import Hints, Inheritance
 from b2b_jax.train.live import merge, merge_state, select, select_state
 from b2b_jax.train.losses import LossSum, cross_entropy
 from b2b_jax.train.objective import Example, Objective, prefix_losses, training_logits
-from b2b_jax.train.sharding import batch_sharding
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
 from b2b_jax.types import Abstract, Params, PRNGKey
@@ -71,7 +69,6 @@ def make_train_step(
     sub: SubModel,
     seed: int | Integer[Array, ""],
     micro_batches: int,
-    mesh: Mesh,
     inheritance: Inheritance | None = None,
 ) -> TrainStep:
     """Build the pure step that trains one sub-model; the caller compiles it with `jax.jit`.
@@ -80,21 +77,16 @@ def make_train_step(
     micro-batches and devices and divided once. Masks and dropout are functions of (seed, step).
 
     Args:
-        model: the full model.
+        model: the full model; it knows where activations lie.
         optimizer: from `make_optimizer`.
         objective: masked or causal language modelling.
         sub: which layers run and which are trained.
         seed: of masks and dropout.
         micro_batches: parts of the batch whose gradients are accumulated one after the other.
-        mesh: device mesh that the activations are split over.
         inheritance: how a teacher's predictions enter the loss; the step then takes its ``hints``.
     """
     cfg = model.cfg
     drops = cfg.hidden_dropout_prob > 0 or cfg.attention_probs_dropout_prob > 0
-    in_shards = batch_sharding(mesh)
-
-    def constrain(x: Array) -> Array:
-        return jax.lax.with_sharding_constraint(x, in_shards)
 
     def step(
         state: TrainState, input_ids: Int[Array, "B T"], hints: Hints | None = None
@@ -114,7 +106,6 @@ def make_train_step(
                 model=model,
                 sub=sub,
                 dropout_key=jax.random.fold_in(dropout_key, index) if drops else None,
-                constrain=constrain,
             )
             loss = cross_entropy(logits, example.labels, weights=example.weights)
             if inheritance is None:
@@ -152,14 +143,11 @@ def make_train_step(
     return step
 
 
-def make_eval_step(
-    model: Model, *, objective: Objective, depths: Sequence[int], mesh: Mesh
-) -> EvalStep:
+def make_eval_step(model: Model, *, objective: Objective, depths: Sequence[int]) -> EvalStep:
     """Build the pure step that evaluates several bottom prefixes of the model on one batch.
 
     The masks of batch ``index`` are the same in every run.
     """
-    in_shards = batch_sharding(mesh)
 
     def step(params: Params, input_ids: Int[Array, "B T"], index: Int[Array, ""]) -> LossSum:
         key = jax.random.fold_in(jax.random.key(HELDOUT_SEED), index)
@@ -168,7 +156,6 @@ def make_eval_step(
             objective.example(input_ids, key),
             model=model,
             depths=depths,
-            constrain=lambda x: jax.lax.with_sharding_constraint(x, in_shards),
         )
 
     return step

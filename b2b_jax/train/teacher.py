@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +40,7 @@ class Teacher:
         self, saved: SavedModel, config: RunConfig, *, programs: Programs, prepared: Prepared
     ) -> None:
         self._config, self._programs = config, programs
-        self._params = jax.device_put(saved.params, programs.teacher_shardings)
+        self._params = programs.put_teacher(saved.params)
         train = config.train
         batches = {
             "teacher": saved.fingerprint,

@@ -119,6 +119,19 @@ class Reporter(Protocol):
         ...
 
 
+class QuietReporter:
+    """Says nothing: for the processes of a job that are not the first."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing to take away."""
+
+
 class TerminalReporter:
     """One live line on a terminal; elsewhere a plain line every few seconds."""
 

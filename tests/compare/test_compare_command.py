@@ -231,6 +231,16 @@ def test_a_dry_run_compiles_every_step_and_trains_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_dry_run_of_gpt_has_kept_predictions_of_every_token(tmp_path, capsys):
+    inherit = {"top_k": 5, "learning_rate_of": "scratch"}
+    path = write_comparison(tmp_path, of="tiny_gpt", methods={"inherit": inherit})
+    reporter = Recorder()
+    compare_dry_run(load_compare_config(path), reporter=reporter)
+    assert "with a teacher" in reporter.text
+    assert "Knowledge Inheritance" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_whole_tiny_comparison_in_small(tmp_path):
     """Every method, one seed, two rates; the machinery, not the science."""
     path = write_comparison(

@@ -130,7 +130,7 @@ def test_sizes_that_cannot_be_are_errors(tmp_path):
 def test_batches_of_one_row_are_served(tmp_path):
     found = prepare(texts.config(tmp_path))
 
-    def first(batch_size, **processes):
+    def first(batch_size, **rows):
         batches = train_batches(
             found,
             sequence_length=16,
@@ -138,11 +138,11 @@ def test_batches_of_one_row_are_served(tmp_path):
             batch_size=batch_size,
             seed=0,
             start_step=0,
-            **processes,
+            **rows,
         )
         return next(batches)["input_ids"]
 
-    parts = [first(8, process_index=index, process_count=8) for index in range(8)]
+    parts = [first(8, rows=[index]) for index in range(8)]
     np.testing.assert_array_equal(np.concatenate(parts), first(8))
     np.testing.assert_array_equal(first(1), first(8)[:1])
 

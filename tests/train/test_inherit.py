@@ -17,7 +17,6 @@ from b2b_jax.models import ConfigError, build_model, preset
 from b2b_jax.train.inherit import Inheritance, InheritConfig, SoftTargets
 from b2b_jax.train.losses import cross_entropy
 from b2b_jax.train.saved import load_model
-from b2b_jax.train.sharding import MeshConfig, make_mesh
 from b2b_jax.train.stages import TwoStageConfig, full_model
 from b2b_jax.train.step import make_train_step, step_keys
 from b2b_jax.tree import flatten
@@ -76,7 +75,6 @@ class Taught:
                 sub=full_model(4),
                 seed=3,
                 micro_batches=micro_batches,
-                mesh=make_mesh(MeshConfig()),
                 inheritance=self.inheritance,
             )
         )

@@ -1,9 +1,5 @@
 """Losses are divided once; micro-batches and devices change nothing; learning happens."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,6 @@ from b2b_jax.models import Compute
 from b2b_jax.train.losses import LossSum, cross_entropy
 from b2b_jax.train.objective import Objective
 from b2b_jax.train.optim import OptimizerConfig, learning_rate, make_optimizer
-from b2b_jax.train.sharding import MeshConfig, ShardingError, make_mesh, param_shardings
 from b2b_jax.train.stages import TwoStageConfig, full_model, sub_models
 from b2b_jax.train.step import make_eval_step
 from b2b_jax.tree import flatten, unflatten
@@ -165,14 +160,10 @@ def test_bfloat16_keeps_parameters_and_moments_in_float32():
 def test_evaluation_of_prefixes_is_that_of_separate_sub_models():
     setup = Setup(config())
     state = setup.state()
-    evaluate = make_eval_step(
-        setup.model, objective=setup.objective, depths=(1, 3, 4), mesh=make_mesh(MeshConfig())
-    )
+    evaluate = make_eval_step(setup.model, objective=setup.objective, depths=(1, 3, 4))
     together = evaluate(state.params, tokens(), jnp.int32(0))
     for index, depth in enumerate((1, 3, 4)):
-        one = make_eval_step(
-            setup.model, objective=setup.objective, depths=(depth,), mesh=make_mesh(MeshConfig())
-        )
+        one = make_eval_step(setup.model, objective=setup.objective, depths=(depth,))
         alone = one(state.params, tokens(), jnp.int32(0))
         np.testing.assert_allclose(together.total[index], alone.total[0], rtol=1e-5)
 
@@ -204,75 +195,3 @@ def test_compiled_flops_of_every_sub_model_match_the_count(family):
         expected = step_cost(cfg, sub, batch_size=16, sequence_length=64, predictions=3).exact
         ratios[sub] = counted / expected
     assert all(0.95 < ratio < 1.05 for ratio in ratios.values()), ratios
-
-
-def test_parameters_are_sharded_by_name():
-    setup = Setup(config())
-    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
-    shardings = param_shardings(setup.model.axes, setup.model.shapes, mesh=mesh)
-    specs = {path: tuple(sharding.spec) for path, sharding in shardings.items()}
-    assert specs["layers/mlp/up/kernel"] == (None, "fsdp", None)
-    assert specs["layers/mlp/down/kernel"] == (None, None, "fsdp")
-    assert specs["mlm/transform/kernel"] == ("fsdp", None)
-
-
-def test_a_mesh_that_does_not_divide_names_all_parameters():
-    setup = Setup(config())
-    mesh = jax.sharding.AbstractMesh((1, 5), ("data", "fsdp"))
-    with pytest.raises(ShardingError) as error:
-        param_shardings(setup.model.axes, setup.model.shapes, mesh=mesh)
-    assert "embeddings/token/embedding: embed 24 is not divisible by fsdp 5" in str(error.value)
-    assert "layers/mlp/up/kernel" in str(error.value)
-
-
-def test_mesh_sizes_must_fit_the_devices():
-    with pytest.raises(ShardingError, match=r"data=3, fsdp=-1 does not fit|uses"):
-        make_mesh(MeshConfig(data=jax.device_count() + 2, fsdp=-1))
-
-
-DEVICES = """
-import json, sys
-sys.path.insert(0, {folder!r})
-import jax
-jax.config.update("jax_num_cpu_devices", {devices})
-jax.config.update("jax_default_matmul_precision", "highest")
-from train_support import Setup, config, tokens
-from b2b_jax.train.sharding import *
-from b2b_jax.train.step import make_train_step
-from b2b_jax.train.stages import *
-from b2b_jax.tree import flatten, unflatten
-setup = Setup(config())
-mesh = make_mesh(MeshConfig(data=-1, fsdp={fsdp}))
-state = setup.state()
-shard = unflatten(param_shardings(setup.model.axes, setup.model.shapes, mesh=mesh))
-opt = optimizer_shardings(state.opt_state, state.params, shard, mesh=mesh)
-where = type(state)(replicated(mesh), shard, opt)
-state = jax.device_put(state, where)
-out = []
-for sub in (*sub_models(4, TwoStageConfig(steps=1, layers_per_block=2)), full_model(4)):
-    step = make_train_step(setup.model, setup.optimizer, objective=setup.objective, sub=sub,
-                           seed=3, micro_batches=1, mesh=mesh)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
-    state, metrics = step(state, jax.device_put(tokens(), batch_sharding(mesh)))
-    out.append(float(metrics.loss.mean))
-leaf = state.params["layers"]["mlp"]["up"]["kernel"]
-out.append(leaf.addressable_shards[0].data.size / leaf.size)
-out += [float(abs(leaf).sum()) for leaf in flatten(state.params).values()]
-print(json.dumps(out))
-"""
-
-
-def numbers_of_training(devices: int, fsdp: int) -> list[float]:
-    """Losses, the share of a kernel on one device, and sums of parameters after three steps."""
-    code = DEVICES.format(devices=devices, fsdp=fsdp, folder=str(Path(__file__).parent))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.strip().splitlines()[-1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("fsdp", "share"), [(4, 0.25), (1, 1)])
-def test_eight_devices_give_the_numbers_of_one(fsdp, share):
-    one, eight = numbers_of_training(1, 1), numbers_of_training(8, fsdp)
-    assert (one.pop(3), eight.pop(3)) == (1, share)
-    np.testing.assert_allclose(eight, one, rtol=2e-4, atol=1e-4)

@@ -10,7 +10,6 @@ from b2b_jax.data import TokenizerInfo
 from b2b_jax.models import Compute, ModelConfig, build_model, preset
 from b2b_jax.train.objective import Objective
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
-from b2b_jax.train.sharding import MeshConfig, make_mesh
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.step import make_train_step
@@ -82,7 +81,6 @@ class Setup:
                 sub=sub,
                 seed=3,
                 micro_batches=self.micro_batches,
-                mesh=make_mesh(MeshConfig()),
             )
             self._steps[sub] = jax.jit(function)
         return self._steps[sub]

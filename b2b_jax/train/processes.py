@@ -1,0 +1,159 @@
+"""The processes of one job: joining them, agreeing with them, losing one (effects: network)."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from b2b_jax.models import ConfigError
+
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+JOIN = "B2B_JAX_JOIN"
+HEARTBEAT = "B2B_JAX_HEARTBEAT_SECONDS"
+HEARTBEAT_SECONDS = 60
+"""After so long without a sign of life a process counts as dead, and the others end."""
+
+
+class LostProcess(RuntimeError):
+    """Another process of the job has ended, so that this one cannot go on."""
+
+
+def join_processes(environment: Mapping[str, str] | None = None) -> None:
+    """Join the other processes of this job, if the environment says that there are any.
+
+    It does so by ``JAX_COORDINATOR_ADDRESS`` with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or
+    as a task of `srun` or `mpirun`, or as a host of a TPU pod under GKE. On the virtual machines of
+    a TPU pod nothing in the environment says so: set ``B2B_JAX_JOIN=auto`` there.
+
+    Raises:
+        ConfigError: if the environment contradicts itself, or the others cannot be reached.
+    """
+    found = os.environ if environment is None else environment
+    try:
+        heartbeat = int(found.get(HEARTBEAT, HEARTBEAT_SECONDS))
+        explicit = _explicit(found)
+    except ValueError as error:
+        raise ConfigError(f"environment: {error}") from None
+    if not explicit and not _has_others(found):
+        return
+    # A signal of the scheduler is handled between two steps, and until training begins ends us.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=heartbeat)
+    except (RuntimeError, ValueError) as error:  # JAX raises both for what the network does
+        raise ConfigError(
+            f"cannot join the other processes of this job: {error}. Expected {COORDINATOR}=HOST:"
+            f"PORT, {COUNT} and {INDEX}, or a task of srun or mpirun, or a host of a TPU pod"
+        ) from error
+
+
+def _explicit(found: Mapping[str, str]) -> dict[str, str | int]:
+    if COORDINATOR not in found:
+        return {}
+    missing = [name for name in (COUNT, INDEX) if name not in found]
+    if missing and not _has_others(found):
+        raise ValueError(f"{COORDINATOR} is set, but {' and '.join(missing)} is not")
+    words: dict[str, str | int] = {"coordinator_address": found[COORDINATOR]}
+    if not missing:
+        count, index = int(found[COUNT]), int(found[INDEX])
+        if not 0 <= index < count:
+            raise ValueError(f"{INDEX} is {index}, expected 0 to {COUNT} - 1 ({count - 1})")
+        words |= {"num_processes": count, "process_id": index}
+    return words
+
+
+def _has_others(found: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX knows has started several processes."""
+    tasks = found.get("SLURM_STEP_NUM_TASKS") or found.get("OMPI_COMM_WORLD_SIZE") or "1"
+    hosts = found.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return int(tasks) > 1 or len(hosts) > 1 or found.get(JOIN) == "auto"
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process of the job has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn what the network says when another process has ended into a message.
+
+    Raises:
+        LostProcess: says what to do.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        words = str(error)
+        if jax.process_count() == 1 or not any(sign in words for sign in _SIGNS):
+            raise
+        raise LostProcess(
+            f"process {jax.process_index()} of {jax.process_count()}: another process of the job "
+            f"has ended ({words.splitlines()[0][:200]}). Nothing after the newest checkpoint is "
+            "kept; start all processes again to continue from it"
+        ) from error
+
+
+_SIGNS = ("Connection closed", "Connection reset", "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What the processes agree on between two steps.
+
+    Attributes:
+        exit_code: why to stop, 0 to go on; the largest that any process asked for.
+        saves: whether the first process finds it time for a checkpoint.
+    """
+
+    exit_code: int
+    saves: bool
+
+
+class Votes:
+    """Agreement between processes, one step late so that no device waits for it.
+
+    A signal reaches processes at different moments, and their clocks differ; if each acted on its
+    own, one would leave the others waiting in the next step.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._alone = jax.process_count() == 1
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._size = mesh.size
+        self._pending: jax.Array | None = None
+        self._largest = jax.jit(lambda votes: votes.max(axis=0), out_shardings=self._whole)
+
+    def cast(self, exit_code: int, *, saves: bool) -> Vote:
+        """Say what this process wants and learn what all wanted at the step before.
+
+        Args:
+            exit_code: why this process wants to stop, 0 if it does not.
+            saves: whether it finds it time for a checkpoint.
+        """
+        if self._alone:
+            return Vote(exit_code, saves)
+        mine = np.asarray([[exit_code, saves and is_first()]], np.int32)
+        votes = jax.make_array_from_callback(
+            (self._size, 2),
+            self._sharding,
+            lambda index: np.repeat(mine, len(range(*index[0].indices(self._size))), axis=0),
+        )
+        before, self._pending = self._pending, self._largest(votes)
+        if before is None:
+            return Vote(0, saves=False)
+        code, saving = np.asarray(before.addressable_data(0)).tolist()
+        return Vote(code, bool(saving))

@@ -1,0 +1,175 @@
+"""Where things lie on a mesh, and that it changes no number: presets, processes, growth."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train_support import Setup, config
+
+from b2b_jax.axes import Axes
+from b2b_jax.train.sharding import (
+    MeshConfig,
+    ShardingError,
+    make_mesh,
+    mesh_shape,
+    param_shardings,
+    param_spec,
+)
+
+WORKER = Path(__file__).with_name("sharded_steps.py")
+AXES = ("data", "fsdp", "tensor")
+
+
+def abstract(*shape: int) -> jax.sharding.AbstractMesh:
+    return jax.sharding.AbstractMesh(shape, AXES)
+
+
+def test_parameters_are_sharded_by_name():
+    setup = Setup(config(vocab_size=72))
+    found = param_shardings(setup.model.axes, setup.model.shapes, mesh=abstract(2, 4, 1))
+    specs = {path: tuple(sharding.spec) for path, sharding in found.items()}
+    assert specs["layers/attention/query/kernel"] == (None, "fsdp", "tensor", None)
+    assert specs["layers/attention/query/bias"] == (None, "tensor", None)
+    assert specs["layers/attention/out/kernel"] == (None, "tensor", None, "fsdp")
+    assert specs["layers/mlp/up/kernel"] == (None, "fsdp", "tensor")
+    assert specs["layers/mlp/down/kernel"] == (None, "tensor", "fsdp")
+    assert specs["mlm/transform/kernel"] == ("fsdp", None)
+    assert specs["embeddings/token/embedding"] == ("tensor", "fsdp")
+    assert specs["mlm/decoder/bias"] == ("tensor",)
+
+
+def test_vectors_of_the_residual_stream_stay_whole():
+    assert tuple(param_spec(Axes.parse("norm_scale: layers | -> embed"))) == (None, None)
+    assert tuple(param_spec(Axes.parse("bias: layers | -> embed"))) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "shape"),
+    [
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(preset="fsdp"), 8, (1, 8, 1)),
+        (MeshConfig(preset="fsdp", data=2), 8, (2, 4, 1)),
+        (MeshConfig(preset="fsdp_tp"), 8, (1, 2, 4)),
+        (MeshConfig(preset="fsdp_tp", tensor=2), 8, (1, 4, 2)),
+        (MeshConfig(fsdp=4), 8, (2, 4, 1)),
+    ],
+)
+def test_presets_leave_the_rest_to_one_axis(mesh, devices, shape):
+    assert mesh_shape(mesh, devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (MeshConfig(data=3), "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        (MeshConfig(fsdp=-1), "expected -1 at most once"),
+        (MeshConfig(tensor=-2), "mesh.tensor: found -2"),
+        (MeshConfig(tensor=3), "does not fit 8 devices"),
+    ],
+)
+def test_mesh_sizes_must_fit_the_devices(mesh, message):
+    with pytest.raises(ShardingError, match=message):
+        mesh_shape(mesh, 8)
+
+
+def test_a_mesh_that_does_not_divide_names_all_parameters_and_what_would_do():
+    setup = Setup(config())
+    with pytest.raises(ShardingError) as error:
+        param_shardings(setup.model.axes, setup.model.shapes, mesh=abstract(1, 16, 1))
+    said = str(error.value)
+    assert "embeddings/token/embedding: embed 24 is not divisible by fsdp 16" in said
+    assert "layers/mlp/up/kernel" in said
+    assert "Of 16 devices these meshes do: data=2, fsdp=8, tensor=1" in said
+    with pytest.raises(ShardingError) as error:
+        param_shardings(setup.model.axes, setup.model.shapes, mesh=abstract(1, 2, 4))
+    said = str(error.value)
+    assert "layers/attention/query/kernel: heads 3 is not divisible by tensor 4" in said
+    assert "embeddings/token/embedding: vocab 71 is not divisible by tensor 4" in said
+    assert "set model.vocab_size to 72" in said
+
+
+def test_a_mesh_uses_all_devices_of_the_process():
+    assert make_mesh(MeshConfig()).shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def numbers(folder: Path, mesh: MeshConfig, *, devices: int, processes: int = 1):
+    """Losses, gradients, grown and trained parameters, and shares, of a few steps on a mesh."""
+    name = f"{mesh.preset}-{devices}-{processes}"
+    sizes = {axis: getattr(mesh, axis) for axis in ("preset", *AXES)}
+    port, running = free_port(), []
+    for index in range(processes):
+        words = [sys.executable, str(WORKER), str(devices // processes), json.dumps(sizes)]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        running.append(
+            subprocess.Popen(
+                [*words, str(folder / f"{name}.npz")],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=600)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(said)
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return numbers(tmp_path_factory.mktemp("one"), MeshConfig(), devices=1)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name.startswith("grown/"):
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        elif name.startswith("share/"):
+            continue
+        else:
+            np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "share"),
+    [
+        (MeshConfig(), 1),
+        (MeshConfig(preset="fsdp"), 1 / 8),
+        (MeshConfig(preset="fsdp_tp"), 1 / 8),
+        (MeshConfig(preset="fsdp_tp", data=2, fsdp=2, tensor=2), 1 / 4),
+    ],
+)
+def test_eight_devices_give_the_numbers_of_one(one_device, tmp_path, mesh, share):
+    eight = numbers(tmp_path, mesh, devices=8)
+    assert_same(eight, one_device)
+    assert eight["share/layers/mlp/up/kernel"] == share
+    assert eight["share/moment"] == share
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("preset", ["dp", "fsdp", "fsdp_tp"])
+def test_processes_give_the_numbers_of_one(one_device, tmp_path, preset, processes):
+    mesh = MeshConfig(preset=preset)
+    several = numbers(tmp_path, mesh, devices=8, processes=processes)
+    assert_same(several, one_device)
