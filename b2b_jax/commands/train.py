@@ -186,8 +186,8 @@ def _begun(run_dir: Path, config: RunConfig) -> _Begun | None:
         return None
     checkpoints = Checkpoints(run_dir, config.checkpoint)
     try:
-        step = checkpoints.latest_step()
-        return None if step is None else _Begun(step, checkpoints.meta(step))
+        newest = checkpoints.newest()
+        return None if newest is None else _Begun(*newest)
     finally:
         checkpoints.close()
 

@@ -1,6 +1,8 @@
 """Orbax checkpoints of runs (effects: files)."""
 
+import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from b2b_jax.train.checksums import damaged, tree_checksums
 from b2b_jax.train.config import CheckpointConfig
+from b2b_jax.train.processes import is_first, wait_for_all
 from b2b_jax.train.state import TrainState
 
 FORMAT = 1
@@ -19,11 +23,16 @@ class CheckpointError(ValueError):
     """A folder does not hold the checkpoint that was asked for."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is there, but its files are cut off, missing or changed."""
+
+
 class Checkpoints:
     """The checkpoints of one run: written in the background, newest and best are kept.
 
     Each holds three items: ``params``, ``optimizer`` (with the step) and ``meta`` (JSON: format,
-    model, run configuration, growth plan, data position and everything else that a run carries).
+    model, run configuration, growth plan, data position, the checksum of every array and everything
+    else that a run carries).
     """
 
     def __init__(self, run_dir: str | Path, config: CheckpointConfig) -> None:
@@ -71,32 +80,47 @@ class Checkpoints:
             step: the checkpoint's number.
             heldout_loss: for keeping the best.
         """
+        items = _items(state)
+        sums = {name: tree_checksums(tree) for name, tree in items.items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),  # pyright: ignore
-                optimizer=ocp.args.StandardSave(  # pyright: ignore
-                    {"step": state.step, "state": state.opt_state}
+                params=ocp.args.StandardSave(items["params"]),  # pyright: ignore
+                optimizer=ocp.args.StandardSave(items["optimizer"]),  # pyright: ignore
+                meta=ocp.args.JsonSave(  # pyright: ignore
+                    {**meta, "format": FORMAT, "checksums": sums}
                 ),
-                meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # pyright: ignore
             ),
             metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
             force=True,
         )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """Read a state into the shapes, dtypes and shardings of an abstract one."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),  # pyright: ignore
-                optimizer=ocp.args.StandardRestore(  # pyright: ignore
-                    {"step": abstract.step, "state": abstract.opt_state}
-                ),
-            ),
-        )
-        optimizer = restored["optimizer"]
-        return TrainState(optimizer["step"], restored["params"], optimizer["state"])
+        """Read a state into the shapes, dtypes and shardings of an abstract one.
+
+        Raises:
+            DamagedCheckpoint: if it cannot be read, or is not what was written.
+        """
+        items = restore_items(self._manager, step, _items(abstract))
+        optimizer = items["optimizer"]
+        return TrainState(optimizer["step"], items["params"], optimizer["state"])
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint whose `meta` can be read, and that; None if there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(DamagedCheckpoint):
+                return step, self.meta(step)
+        return None
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that it neither counts nor is lost."""
+        path = Path(self._manager.directory) / str(step)
+        aside = path.with_name(f"damaged-{step}-{time.time_ns()}")
+        if is_first():
+            path.rename(aside)
+        wait_for_all(f"checkpoint {step} is set aside")
+        self._manager.reload()
+        return aside
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON values that were saved with a checkpoint."""
@@ -115,15 +139,62 @@ def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
     """The JSON values of one checkpoint.
 
     Raises:
+        DamagedCheckpoint: if they cannot be read.
         CheckpointError: if another version of the package wrote them.
     """
-    meta = manager.restore(
-        step,
-        args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore
-    )["meta"]
+    try:
+        meta = manager.restore(
+            step,
+            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore
+        )["meta"]
+        if not isinstance(meta, dict):
+            raise TypeError(f"meta holds a {type(meta).__name__}")
+    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
+        raise DamagedCheckpoint(_cannot_be_read(manager, step, error)) from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(
             f"{manager.directory}/{step}: checkpoint format {meta.get('format')}, this version "
             f"of b2b_jax reads {FORMAT}; it was written by {meta.get('library_version')}"
         )
     return meta
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state as the items of a checkpoint."""
+    optimizer = {"step": state.step, "state": state.opt_state}
+    return {"params": state.params, "optimizer": optimizer}
+
+
+def restore_items(
+    manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read items of a checkpoint and make sure that they are what was written.
+
+    Args:
+        manager: of the folder.
+        step: which checkpoint.
+        abstract: item -> tree of shapes, dtypes and shardings to read it into.
+
+    Raises:
+        DamagedCheckpoint: if an item cannot be read, or an array has another checksum than it had.
+    """
+    sums = checkpoint_meta(manager, step).get("checksums", {})
+    wanted: Any = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**wanted))
+    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
+        raise DamagedCheckpoint(_cannot_be_read(manager, step, error)) from error
+    items = {name: restored[name] for name in abstract}
+    bad = [leaf for name, tree in items.items() for leaf in damaged(tree, sums.get(name, {}))]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DamagedCheckpoint(
+            f"{manager.directory}/{step}: the files have changed since they were written: "
+            f"{', '.join(bad[:3])}{more}"
+        )
+    return items
+
+
+def _cannot_be_read(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{manager.directory}/{step}: cannot be read: {first_line}"

@@ -34,7 +34,7 @@ def heldout_columns(
     )
     for index, batch in enumerate(batches):
         rows = programs.put_whole(batch["input_ids"])
-        loss = evaluate(params, rows, np.int32(index))
+        loss = evaluate(params, rows, np.asarray(index, np.int32))
         total += np.asarray(loss.total, np.float64)
         count += float(loss.count[0])
     means = total / count

@@ -14,7 +14,7 @@ import numpy as np
 from b2b_jax.data import DataError, Prepared, train_batches
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import build_model
-from b2b_jax.train.checkpoint import Checkpoints
+from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
@@ -93,15 +93,32 @@ class Trainer:
         self._last_save = self._clock = time.monotonic()
 
     def start(self) -> TrainState:
-        """The state to go on from: the newest checkpoint, or step zero.
+        """The state to go on from: the newest sound checkpoint, or step zero.
 
         Raises:
             DataError: if the run was trained on other tokens.
+            DamagedCheckpoint: if there are checkpoints, but none is sound.
         """
-        step = self.checkpoints.latest_step()
-        if step is None:
+        steps = self.checkpoints.steps()
+        if not steps:
             self.reporter.note("start: no checkpoint yet, from step 0")
             return self._initial(self.programs)
+        problems = []
+        for step in reversed(steps):
+            try:
+                return self._continue(step)
+            except DamagedCheckpoint as error:
+                aside = self.checkpoints.set_aside(step)
+                self.reporter.note(f"start: {error}; set aside as {aside.name}")
+                problems.append(str(error))
+        raise DamagedCheckpoint(
+            "No checkpoint of this run is sound:\n  "
+            + "\n  ".join(problems)
+            + f"\nThey are kept in {self.config.run_dir}/checkpoints as damaged-*; repeat the "
+            "command to begin at step 0"
+        )
+
+    def _continue(self, step: int) -> TrainState:
         meta = self.checkpoints.meta(step)
         found, expected = meta["data"]["fingerprint"], self.prepared.fingerprint
         if found != expected:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,13 +54,13 @@ def join_processes(environment: Mapping[str, str] | None = None) -> None:
         ) from error
 
 
-def _explicit(found: Mapping[str, str]) -> dict[str, str | int]:
+def _explicit(found: Mapping[str, str]) -> dict[str, Any]:
     if COORDINATOR not in found:
         return {}
     missing = [name for name in (COUNT, INDEX) if name not in found]
     if missing and not _has_others(found):
         raise ValueError(f"{COORDINATOR} is set, but {' and '.join(missing)} is not")
-    words: dict[str, str | int] = {"coordinator_address": found[COORDINATOR]}
+    words: dict[str, Any] = {"coordinator_address": found[COORDINATOR]}
     if not missing:
         count, index = int(found[COUNT]), int(found[INDEX])
         if not 0 <= index < count:
@@ -150,10 +151,14 @@ class Votes:
         votes = jax.make_array_from_callback(
             (self._size, 2),
             self._sharding,
-            lambda index: np.repeat(mine, len(range(*index[0].indices(self._size))), axis=0),
+            lambda index: np.repeat(mine, _length(index, self._size), axis=0),
         )
         before, self._pending = self._pending, self._largest(votes)
         if before is None:
             return Vote(0, saves=False)
         code, saving = np.asarray(before.addressable_data(0)).tolist()
         return Vote(code, bool(saving))
+
+
+def _length(index: Any, size: int) -> int:
+    return len(range(*index[0].indices(size)))

@@ -172,7 +172,7 @@ class Programs:
         place_of = {row: place for place, row in enumerate(self.local_rows.tolist())}
         shape = (self.config.train.batch_size, *rows.shape[1:])
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             wanted = range(*index[0].indices(shape[0]))
             return rows[place_of[wanted[0]] : place_of[wanted[-1]] + 1, *index[1:]]
 

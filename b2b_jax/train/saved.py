@@ -19,7 +19,14 @@ from b2b_jax.convert import is_hf_folder, open_folder
 from b2b_jax.convert.match import InitMissing
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
-from b2b_jax.train.checkpoint import FOLDER, FORMAT, CheckpointError, checkpoint_meta
+from b2b_jax.train.checkpoint import (
+    FOLDER,
+    FORMAT,
+    CheckpointError,
+    checkpoint_meta,
+    restore_items,
+)
+from b2b_jax.train.checksums import tree_checksums
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
@@ -157,17 +164,7 @@ def load_model(
         leaf_path: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
         for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
     }
-    try:
-        params = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(unflatten(abstract))  # pyright: ignore
-            ),
-        )["params"]
-    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
-        raise CheckpointError(
-            f"{path}: step {step} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+    params = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
     return SavedModel(config, params, meta, step, parameter_fingerprint(params))
 
 
@@ -218,18 +215,8 @@ def load_optimizer(path: str | Path, *, step: int, fingerprint: str) -> Any:
         leaf: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=device)
         for leaf, entry in params.items()
     }
-    try:
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(unflatten(on_device)),  # pyright: ignore
-                optimizer=ocp.args.StandardRestore(abstract),  # pyright: ignore
-            ),
-        )
-    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
-        raise CheckpointError(
-            f"{path}: step {step} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+    wanted = {"params": unflatten(on_device), "optimizer": abstract}
+    restored = restore_items(manager, step, wanted)
     if parameter_fingerprint(restored["params"]) != fingerprint:
         raise CheckpointError(f"{path}: step {step} holds other parameters than those that grew")
     return jax.device_get(restored["optimizer"]["state"])
@@ -249,13 +236,18 @@ def save_model(
     manager = ocp.CheckpointManager(
         (Path(path) / FOLDER).absolute(), item_names=("params", "optimizer", "meta")
     )
+    params = in_float32(params)
+    record = {
+        **json.loads(json.dumps(meta)),
+        "format": FORMAT,
+        "model": config.to_dict(),
+        "checksums": {"params": tree_checksums(params)},
+    }
     manager.save(
         0,
         args=ocp.args.Composite(
-            params=ocp.args.StandardSave(in_float32(params)),  # pyright: ignore
-            meta=ocp.args.JsonSave(  # pyright: ignore
-                {"format": FORMAT, "model": config.to_dict(), **json.loads(json.dumps(meta))}
-            ),
+            params=ocp.args.StandardSave(params),  # pyright: ignore
+            meta=ocp.args.JsonSave(record),  # pyright: ignore
         ),
         force=True,
     )

@@ -227,7 +227,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Which rows of a batch the devices of this process need, ascending."""
-    where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    where: Any = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     needed = {row for (rows,) in where.values() for row in range(*rows.indices(batch_size))}
     return np.asarray(sorted(needed))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer
 
@@ -38,7 +39,7 @@ class StepMetrics:
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 """``(state, input_ids)``, and ``hints`` of the teacher where there is one."""
-EvalStep = Callable[[Params, Int[Array, "B T"], Int[Array, ""]], LossSum]
+EvalStep = Callable[[Params, Int[Array, "B T"], Int[Array | np.ndarray, ""]], LossSum]
 
 
 @jax.tree_util.register_dataclass

@@ -16,6 +16,7 @@ from train_support import TOKENIZER, config, tokens  # noqa: E402
 
 from b2b_jax.growth import grow, plan_growth  # noqa: E402
 from b2b_jax.models import build_model  # noqa: E402
+from b2b_jax.train.checksums import tree_checksums  # noqa: E402
 from b2b_jax.train.config import RunConfig, TrainConfig  # noqa: E402
 from b2b_jax.train.losses import cross_entropy  # noqa: E402
 from b2b_jax.train.objective import training_logits  # noqa: E402
@@ -66,6 +67,8 @@ params = unflatten(
 plan = plan_growth(small, large, method="aki", mapping="uniform", seed=3)
 grown = jax.jit(grow, static_argnums=1, out_shardings=programs.param_shardings)(params, plan)
 keep("grown", grown)
+for name, sums in tree_checksums(grown).items():
+    found[f"grown/checksum {name}"] = np.asarray(sums)
 
 batch = programs.put(np.asarray(tokens(rows=16))[programs.local_rows])
 state = programs.create_state(grown)

@@ -1,6 +1,5 @@
 """Losses are divided once; micro-batches and devices change nothing; learning happens."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

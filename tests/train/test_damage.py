@@ -1,0 +1,149 @@
+"""Damaged checkpoints: noticed, named, set aside, and the one before them used."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import STEPS, Recorder, tiny_run
+
+from b2b_jax.cli import main
+from b2b_jax.commands.train import train_command
+from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checksums import checksum, damaged, tree_checksums
+from b2b_jax.train.saved import load_model, save_model
+from b2b_jax.tree import flatten
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run with checkpoints of steps 5 and 8, and one that was not disturbed."""
+    folder = tmp_path_factory.mktemp("damage")
+    whole = tiny_run(folder, "whole")
+    assert train_command(whole, reporter=Recorder()).exit_code == 0
+    config = tiny_run(folder, "stopped")
+    assert train_command(config, reporter=Recorder(signal_at=8)).exit_code == 75
+    return folder, config, load_model(whole.run_dir).params
+
+
+def copy(stopped, name: str):
+    folder, config, expected = stopped
+    target = folder / name
+    shutil.copytree(config.run_dir, target)
+    return dataclasses.replace(config, run_dir=str(target)), expected
+
+
+def data_files(run_dir: str, step: int) -> list[Path]:
+    """Files of array data of one checkpoint, the largest first."""
+    files = (Path(run_dir) / "checkpoints" / str(step)).rglob("d/*")
+    return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def flip_an_array(run_dir: str, step: int) -> None:
+    """Change one bit of every file that holds arrays."""
+    for path in data_files(run_dir, step):
+        flip(path)
+
+
+def truncate(run_dir: str, step: int) -> None:
+    path = data_files(run_dir, step)[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove_meta(run_dir: str, step: int) -> None:
+    shutil.rmtree(Path(run_dir) / "checkpoints" / str(step) / "meta")
+
+
+@pytest.mark.parametrize("damage", [flip_an_array, truncate, remove_meta])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, damage):
+    config, expected = copy(stopped, damage.__name__)
+    damage(config.run_dir, 8)
+    reporter = Recorder()
+    assert train_command(config, reporter=reporter).exit_code == 0
+    assert f"{config.run_dir}/checkpoints/8: " in reporter.text
+    assert "continues from the checkpoint of step 5" in reporter.text
+    (aside,) = (Path(config.run_dir) / "checkpoints").glob("damaged-8-*")
+    assert aside.name in reporter.text
+    found = load_model(config.run_dir)
+    assert found.step == STEPS
+    for path, leaf in flatten(expected).items():
+        np.testing.assert_array_equal(flatten(found.params)[path], leaf, err_msg=path)
+
+
+def test_a_run_with_no_sound_checkpoint_says_so_and_deletes_nothing(stopped, capsys):
+    config, _ = copy(stopped, "all")
+    for step in (5, 8):
+        truncate(config.run_dir, step)
+    with pytest.raises(DamagedCheckpoint, match=r"No checkpoint of this run is sound(.|\n)*/5: "):
+        train_command(config, reporter=Recorder())
+    assert len(list((Path(config.run_dir) / "checkpoints").glob("damaged-*"))) == 2
+    reporter = Recorder()
+    assert train_command(config, reporter=reporter).exit_code == 0
+    assert "no checkpoint yet, from step 0" in reporter.text
+
+
+def test_values_that_changed_on_disk_are_noticed_by_their_checksum(stopped):
+    """Files that can be read, with one other value: what Orbax itself does not see."""
+    config, _ = copy(stopped, "values")
+    saved = load_model(config.run_dir)
+    params = jax.tree.map(np.array, saved.params)
+    target = Path(config.run_dir) / "other"
+    save_model(target, saved.config, params, meta={})
+    params["mlm"]["norm"]["scale"][3] = np.nextafter(params["mlm"]["norm"]["scale"][3], 9)
+    save_model(Path(config.run_dir) / "changed", saved.config, params, meta={})
+    arrays = "checkpoints/0/params"
+    shutil.rmtree(target / arrays)
+    shutil.copytree(Path(config.run_dir) / "changed" / arrays, target / arrays)
+    with pytest.raises(DamagedCheckpoint, match=r"have changed .*\['mlm'\]\['norm'\]\['scale'\]$"):
+        load_model(target)
+    assert main(["inspect", str(target)]) in (0, 1)  # a message or a table, no trace
+
+
+def test_checkpoints_without_checksums_are_read(stopped):
+    config, _ = copy(stopped, "old")
+    (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
+    meta = json.loads(path.read_text())
+    del meta["checksums"]
+    path.write_text(json.dumps(meta))
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
+    assert "checksums" not in checkpoints.meta(8)
+    checkpoints.close()
+    assert load_model(config.run_dir).step == 8
+
+
+@given(
+    dtype=st.sampled_from(["float32", "bfloat16", "int32", "uint8", "bool"]),
+    entry=st.integers(0, 23),
+    bit=st.integers(0, 31),
+)
+def test_every_changed_bit_changes_both_sums(dtype, entry, bit):
+    values = jax.random.normal(jax.random.key(0), (4, 6)) * 50
+    leaf = (values > 0) if dtype == "bool" else values.astype(dtype)
+    raw = np.array(leaf)
+    width = raw.itemsize
+    raw.view(np.uint8).reshape(24, width)[entry, bit // 8 % width] ^= 1 << (
+        0 if dtype == "bool" else bit % 8
+    )
+    assert (checksum(leaf) != checksum(jnp.asarray(raw))).all()
+
+
+def test_swapped_entries_and_leaves_are_noticed():
+    rows = jnp.arange(12.0).reshape(3, 4)
+    sums = tree_checksums({"a": rows, "b": rows + 1})
+    assert damaged({"a": rows, "b": rows + 1}, sums) == []
+    assert damaged({"a": rows[::-1], "b": rows + 1}, sums) == ["['a']"]
+    assert damaged({"a": rows.T.reshape(3, 4), "b": rows}, sums) == ["['a']", "['b']"]
+    assert damaged({"c": rows}, sums) == []
