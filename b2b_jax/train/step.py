@@ -150,7 +150,9 @@ def make_eval_step(model: Model, *, objective: Objective, depths: Sequence[int])
     The masks of batch ``index`` are the same in every run.
     """
 
-    def step(params: Params, input_ids: Int[Array, "B T"], index: Int[Array, ""]) -> LossSum:
+    def step(
+        params: Params, input_ids: Int[Array, "B T"], index: Int[Array | np.ndarray, ""]
+    ) -> LossSum:
         key = jax.random.fold_in(jax.random.key(HELDOUT_SEED), index)
         return prefix_losses(
             params,
