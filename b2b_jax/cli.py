@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:2] == ["plot", "attention"]:
         words = [PLOT_ATTENTION, *words[2:]]
     options, rest = parser.parse_known_args(words)
-    if rest and options.command not in ("train", "prepare"):
+    if rest and options.command not in ("train", "prepare", "dry-run"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.overrides = rest
     # Nothing of JAX is imported before the words are known to make sense.
@@ -89,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("config", help="YAML file with the differences from the defaults")
     train.set_defaults(run=_train)
+
+    dry_run = commands.add_parser(
+        "dry-run",
+        help="compile a run for a machine that need not be here: memory, exchanges, least time",
+        description="Compile every step of a run for a machine that need not be here, and print "
+        "memory per device, exchanges between devices and the least time that a step takes. "
+        "Fields of the configuration are flags as in b2b train.",
+    )
+    dry_run.add_argument("config", help="YAML file of a run")
+    dry_run.add_argument(
+        "--topology",
+        default="",
+        help="such as v5p:8x8x8, v5e-16, v6e-256 or h100:2x8 (default: the devices at hand)",
+    )
+    dry_run.set_defaults(run=_dry_run)
 
     prepare = commands.add_parser(
         "prepare", help="tokenize the text of a configuration once", add_help=False
@@ -171,6 +186,20 @@ def _train(options: argparse.Namespace) -> int:
         print(f"b2b: {error}", file=sys.stderr, flush=True)
         # Leaving in order would wait for the process that is gone.
         os._exit(EXIT_TRY_AGAIN)
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from b2b_jax.commands.topology import parse_topology, prepare_compilers
+
+    topology = parse_topology(options.topology) if options.topology else None
+    if topology is not None:
+        prepare_compilers()
+    from b2b_jax.commands.dry_run import dry_run_command
+    from b2b_jax.config import load_run_config
+    from b2b_jax.train.writers import TerminalReporter
+
+    config = load_run_config(options.config, options.overrides)
+    return dry_run_command(config, topology=topology, reporter=TerminalReporter("dry-run"))
 
 
 def _prepare(options: argparse.Namespace) -> int:

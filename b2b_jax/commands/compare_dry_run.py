@@ -6,24 +6,17 @@ import time
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from b2b_jax.commands.abstract import abstract_hints, stand_in_tokenizer
 from b2b_jax.commands.train import planned_cost
 from b2b_jax.compare import CompareConfig
-from b2b_jax.data import TokenizerInfo
 from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.train.config import RunConfig
-from b2b_jax.train.inherit import Hints, TopLogits
 from b2b_jax.train.programs import Programs
-from b2b_jax.train.schedule import Phase
-from b2b_jax.train.sharding import batch_sharding
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.writers import Reporter
-
-# Where BERT's vocabulary has [PAD], [UNK], [CLS], [SEP] and [MASK]; no data is read.
-BERT_SPECIALS = (0, 100, 101, 102, 103)
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
     for dry in runs:
         programs = Programs(
             dry.run,
-            _tokenizer(dry.run.model),
+            stand_in_tokenizer(dry.run.model),
             teacher=None if dry.teacher is None else build_model(dry.teacher),
         )
         for phase in dry.run.schedule.phases:
@@ -70,7 +63,12 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
                     continue
                 compiled.add((dry.run.model, sub, teacher))
                 before = time.monotonic()
-                _compile(programs, dry.run, phase, sub)
+                programs.lower_train_step(
+                    sub,
+                    programs.abstract_state(),
+                    programs.abstract_batch(),
+                    hints=abstract_hints(programs, phase),
+                ).compile()
                 reporter.note(
                     f"{dry.name}: compiled a step of {sub.depth} layers, {sub.live_layers} "
                     f"trained{', with a teacher' if teacher else ''}, in "
@@ -78,38 +76,6 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
                 )
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
     console.print(_table(runs, config))
-
-
-def _tokenizer(model: ModelConfig) -> TokenizerInfo:
-    first = tuple(range(5))
-    specials = BERT_SPECIALS if model.vocab_size > max(BERT_SPECIALS) else first
-    pad, _, cls, sep, mask = specials
-    return TokenizerInfo(model.vocab_size, pad, mask, cls, sep, specials)
-
-
-def _compile(programs: Programs, run: RunConfig, phase: Phase, sub: SubModel) -> None:
-    rows = batch_sharding(programs.mesh)
-    shape = (run.train.batch_size, run.train.sequence_length)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    hints: Hints | None = None
-    if phase.needs_teacher and run.inherit.top_k:
-        length, masked = run.train.sequence_length, run.train.masked_positions
-        predictions = length if run.model.is_causal else masked
-        kept = (run.train.batch_size, predictions, run.inherit.top_k)
-        hints = TopLogits(
-            jax.ShapeDtypeStruct(kept, jnp.int32, sharding=rows),
-            jax.ShapeDtypeStruct(kept, jnp.float32, sharding=rows),
-        )
-    elif phase.needs_teacher:
-        assert programs.inheritance is not None
-        shapes = jax.eval_shape(programs.inheritance.teacher.init, jax.random.key(0))
-        hints = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shapes,
-            programs.teacher_shardings,
-        )
-    state = programs.abstract_state()
-    programs.compile_train_step(sub, state, ids, hints=hints)
 
 
 def _table(runs: list[_DryRun], config: CompareConfig) -> Table:

@@ -18,7 +18,8 @@ from b2b_jax.commands.teacher import load_teacher, with_teacher
 from b2b_jax.config import raise_problems
 from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError, ModelConfig
-from b2b_jax.report.flops import StepCost, forward_cost, peak_flops, step_cost
+from b2b_jax.report.chips import peak_flops
+from b2b_jax.report.flops import StepCost, forward_cost, step_cost
 from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer

@@ -1,7 +1,8 @@
 """FLOPs, savings and pictures of finished runs."""
 
+from b2b_jax.report.chips import peak_flops
 from b2b_jax.report.errors import ReportError
-from b2b_jax.report.flops import StepCost, peak_flops, step_cost, step_flops
+from b2b_jax.report.flops import StepCost, step_cost, step_flops
 from b2b_jax.report.runs import Comparison, Run, read_runs
 from b2b_jax.report.write import Report, write_report
 

@@ -14,18 +14,6 @@ from b2b_jax.train.stages import SubModel
 
 Accounting = Literal["electra", "exact"]
 PAPER_OUTPUT_FRACTION = 0.15625
-# Dense bfloat16 FLOP/s of one device, from the makers' data sheets; the first match counts.
-PEAKS = (
-    ("tpu v4", 275e12),
-    ("tpu v5 lite", 197e12),
-    ("tpu v5e", 197e12),
-    ("tpu v5", 459e12),
-    ("tpu v6", 918e12),
-    ("b200", 2250e12),
-    ("h200", 989e12),
-    ("h100", 989e12),
-    ("a100", 312e12),
-)
 
 
 @dataclass(frozen=True)
@@ -239,16 +227,3 @@ def mean_flops(
         for sub in subs
     ]
     return sum(costs) / len(costs)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device of a kind, None where unknown (CPUs among them).
-
-    Args:
-        device_kind: what JAX calls the device.
-
-    Example:
-        >>> peak_flops("NVIDIA H200"), peak_flops("cpu")
-        (989000000000000.0, None)
-    """
-    return next((peak for name, peak in PEAKS if name in device_kind.lower()), None)

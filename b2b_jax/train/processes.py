@@ -39,9 +39,10 @@ def join_processes(environment: Mapping[str, str] | None = None) -> None:
     try:
         heartbeat = int(found.get(HEARTBEAT, HEARTBEAT_SECONDS))
         explicit = _explicit(found)
+        joins = bool(explicit) or _has_others(found)
     except ValueError as error:
         raise ConfigError(f"environment: {error}") from None
-    if not explicit and not _has_others(found):
+    if not joins:
         return
     # A signal of the scheduler is handled between two steps, and until training begins ends us.
     jax.config.update("jax_enable_preemption_service", False)

@@ -199,7 +199,37 @@ class Programs:
         Args:
             sub: what runs and what is trained.
             state: the state, or its abstract form.
-            input_ids: a batch.
+            input_ids: a batch, or its abstract form.
+            hints: of the teacher, for a step that learns from one.
+        """
+        whole = replicated(self.mesh)
+        knobs = {name: _put(value, whole) for name, value in self._knobs.items()}
+        lessons: Lessons = "labels" if hints is None else "labels and teacher"
+        compiled = self.lower_train_step(sub, state, input_ids, hints=hints).compile()
+        self._train_steps[sub, lessons] = functools.partial(compiled, knobs)
+
+    @cached_property
+    def _knobs(self) -> dict[str, np.ndarray]:
+        """What runs of one comparison differ in: arguments of the compiled step."""
+        return {
+            "seed": np.asarray(self.config.train.seed, np.uint32),
+            "peak_learning_rate": np.asarray(self.config.optimizer.peak_learning_rate, np.float32),
+        }
+
+    def lower_train_step(
+        self,
+        sub: SubModel,
+        state: TrainState,
+        input_ids: Int[jax.Array, "B T"] | jax.ShapeDtypeStruct,
+        *,
+        hints: Hints | None = None,
+    ) -> jax.stages.Lowered:
+        """Trace the step of a sub-model for arguments like these, for devices of any kind.
+
+        Args:
+            sub: what runs and what is trained.
+            state: the state, or its abstract form.
+            input_ids: a batch, or its abstract form.
             hints: of the teacher, for a step that learns from one.
         """
 
@@ -215,19 +245,21 @@ class Programs:
             )
             return train_one(state, *batch)
 
-        # What runs of one comparison differ in is an argument, so that the persistent compilation
-        # cache has their program.
-        knobs = {
-            "seed": np.uint32(self.config.train.seed),
-            "peak_learning_rate": np.float32(self.config.optimizer.peak_learning_rate),
-        }
+        # Seed and rate are arguments, so that runs of one comparison find each other's program in
+        # the persistent compilation cache.
         whole = replicated(self.mesh)
-        knobs = {name: _put(np.asarray(value), whole) for name, value in knobs.items()}
+        knobs = {
+            name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=whole)
+            for name, value in self._knobs.items()
+        }
         jitted = jax.jit(step, donate_argnums=1, out_shardings=(self.state_shardings, None))
         arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
-        lessons: Lessons = "labels" if hints is None else "labels and teacher"
-        compiled = jitted.lower(knobs, *arguments).compile()
-        self._train_steps[sub, lessons] = functools.partial(compiled, knobs)
+        return jitted.lower(knobs, *arguments)
+
+    def abstract_batch(self) -> jax.ShapeDtypeStruct:
+        """Shape, dtype and sharding of a batch."""
+        shape = (self.config.train.batch_size, self.config.train.sequence_length)
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(self.mesh))
 
     def train_step(self, sub: SubModel, *, lessons: Lessons = "labels") -> TrainStep:
         """The compiled step that trains a sub-model; its state argument is donated."""

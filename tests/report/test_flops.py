@@ -3,6 +3,7 @@
 import pytest
 
 from b2b_jax.models import ModelConfig, preset
+from b2b_jax.report.chips import peak_flops
 from b2b_jax.report.flops import (
     electra_block,
     electra_input,
@@ -10,7 +11,6 @@ from b2b_jax.report.flops import (
     electra_step_per_token,
     exact_step_per_sequence,
     mean_flops,
-    peak_flops,
     step_cost,
     step_flops,
 )

@@ -20,6 +20,9 @@ from b2b_jax.train.checksums import checksum, damaged, tree_checksums
 from b2b_jax.train.saved import load_model, save_model
 from b2b_jax.tree import flatten
 
+# Orbax leaves tasks behind when a file cannot be read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):

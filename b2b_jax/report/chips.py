@@ -1,0 +1,63 @@
+"""What accelerators can do at most, from their makers' data sheets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peaks of one device.
+
+    Attributes:
+        name: as topologies call it.
+        kinds: parts of what JAX calls such a device, lower case.
+        flops: dense bfloat16 FLOP/s.
+        memory: bytes.
+        memory_bandwidth: bytes per second, read and written together.
+        link_bandwidth: bytes per second that it can send to the others, over all its links.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float
+
+
+GIB = 2.0**30
+# Links: TPUs 1600 to 4800 Gbit/s per chip; NVLink one way, half of what the sheets advertise.
+CHIPS = (
+    Chip("v4", ("tpu v4",), 275e12, 32 * GIB, 1.228e12, 300e9),
+    Chip("v5e", ("tpu v5 lite", "tpu v5e"), 197e12, 16 * GIB, 0.819e12, 200e9),
+    Chip("v5p", ("tpu v5",), 459e12, 95 * GIB, 2.765e12, 600e9),
+    Chip("v6e", ("tpu v6",), 918e12, 32 * GIB, 1.64e12, 448e9),
+    Chip("a100", ("a100",), 312e12, 80e9, 2.039e12, 300e9),
+    Chip("h100", ("h100",), 989e12, 80e9, 3.35e12, 450e9),
+    Chip("h200", ("h200",), 989e12, 141e9, 4.8e12, 450e9),
+    Chip("b200", ("b200",), 2250e12, 180e9, 8e12, 900e9),
+)
+
+
+def chip_of_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None where unknown, CPUs among them.
+
+    Example:
+        >>> chip_of_kind("NVIDIA H200").name, chip_of_kind("cpu")
+        ('h200', None)
+    """
+    kind = device_kind.lower()
+    return next((chip for chip in CHIPS if any(name in kind for name in chip.kinds)), None)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device of a kind, None where unknown (CPUs among them).
+
+    Args:
+        device_kind: what JAX calls the device.
+
+    Example:
+        >>> peak_flops("NVIDIA H200"), peak_flops("cpu")
+        (989000000000000.0, None)
+    """
+    chip = chip_of_kind(device_kind)
+    return None if chip is None else chip.flops
