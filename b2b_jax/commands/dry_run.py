@@ -29,7 +29,6 @@ from b2b_jax.train.sharding import MeshConfig, ShardingError
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.writers import Reporter, duration
 
-GIB = 2.0**30
 USABLE = 0.95
 """Of a device's memory; the rest belongs to the runtime."""
 
@@ -76,6 +75,7 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
     chip = topology.chip if topology else chip_of_kind(devices[0].device_kind)
     name = topology.name if topology else devices[0].device_kind
     programs = _programs(config, devices)
+    programs.abstract_state()  # refuses a mesh that does not divide, before anything is said
     parameters = sum(map(math.prod, programs.model.shapes.values()))
     mesh = ", ".join(f"{axis} {size}" for axis, size in programs.mesh.shape.items())
     reporter.note(
@@ -164,7 +164,7 @@ def _compiled(
     )
     memory = Memory(_share(state.params), _share(state.opt_state), work, peak)
     limit = math.inf if chip is None else USABLE * chip.memory
-    problem = "" if peak <= limit else f"needs {peak / GIB:.1f} GiB of {limit / GIB:.1f} GiB"
+    problem = "" if peak <= limit else f"needs {_size(peak)} of {_size(limit)}"
     collectives = read_collectives(compiled.as_text() or "")
     return CompiledStep(name, sub, memory, collectives, flops, spent, problem)
 
@@ -184,6 +184,15 @@ def _share(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _size(number: float) -> str:
+    """Bytes as a reader takes them in."""
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.2f} GiB"
 
 
 def _too_large(words: str) -> str:
@@ -213,7 +222,7 @@ def _remedy(
         steps = [_compiled(programs, *which, chip=chip) for which in _wanted(programs, reporter)]
         if not any(step.problem for step in steps):
             peak = max(step.memory.peak for step in steps if step.memory)
-            return f"it fits with {flags}: {peak / GIB:.1f} GiB at most"
+            return f"it fits with {flags}: {_size(peak)} at most"
     return (
         f"none of these made it fit: {'; '.join(tried)}. Take more devices, a smaller batch or "
         "shorter sequences"
@@ -248,17 +257,17 @@ def _bound(step: CompiledStep, chip: Chip, devices: int) -> Bound:
 
 
 def _memory_table(steps: Sequence[CompiledStep], chip: Chip | None) -> Any:
-    limit = "" if chip is None else f", of {chip.memory / GIB:.1f} GiB"
+    limit = "" if chip is None else f", of {_size(chip.memory)}"
     rows = []
     for step in steps:
         cells = ["-"] * 4
         if step.memory is not None:
             memory = step.memory
             sizes = (memory.parameters, memory.optimizer, memory.work, memory.peak)
-            cells = [f"{size / GIB:.2f}" for size in sizes]
+            cells = [_size(size) for size in sizes]
         rows.append([step.name, f"{step.seconds:.0f}", *cells, "no" if step.problem else "yes"])
     headings = ["step", "compiled in s", "parameters", "optimizer", "work space", "peak", "fits"]
-    return render_rich(f"GiB on one device{limit}", headings, rows=rows)
+    return render_rich(f"Memory on one device{limit}", headings, rows=rows)
 
 
 def _collectives_table(step: CompiledStep) -> Any:

@@ -74,13 +74,13 @@ def parse_topology(text: str) -> Topology:
             shape = (hosts, shape[0] // hosts)
         return Topology(name, chips[name], shape)
     if not colon:
-        shape = _torus(shape[0] // CORES_PER_CHIP.get(name, 1), TORUS_DIMENSIONS[name], text)
+        shape = _torus(shape[0] / CORES_PER_CHIP.get(name, 1), TORUS_DIMENSIONS[name], text)
     return Topology(f"{name}:{'x'.join(map(str, shape))}", chips[name], shape)
 
 
-def _torus(chips: int, dimensions: int, text: str) -> tuple[int, ...]:
+def _torus(chips: float, dimensions: int, text: str) -> tuple[int, ...]:
     """The shape that Cloud TPU gives so many chips: as even as powers of two allow."""
-    power = chips.bit_length() - 1
+    power = int(chips).bit_length() - 1
     if chips < 4 or 2**power != chips:
         raise ConfigError(f"topology {text}: expected a power of two of at least four chips")
     base, extra = divmod(power, dimensions)

@@ -1,4 +1,4 @@
-"""Exchanges are read from a program's text: three spellings of groups, loops, asynchronous forms."""
+"""Exchanges are read from a program's text: spellings of groups, loops, asynchronous forms."""
 
 import pytest
 

@@ -1,0 +1,119 @@
+"""`b2b dry-run`: what it prints, on eight pretended devices and for machines by name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from b2b_jax.commands.topology import parse_topology, prepare_compilers
+from b2b_jax.models import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "import sys; from b2b_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "devices"),
+    [
+        ("v5p:8x8x8", "v5p:8x8x8", 512),
+        ("v5p-512", "v5p:4x8x8", 256),
+        ("v5p-128", "v5p:4x4x4", 64),
+        ("v5e-16", "v5e:4x4", 16),
+        ("v6e-256", "v6e:16x16", 256),
+        ("v6e-8", "v6e:2x4", 8),
+        ("h100:8", "h100", 8),
+        ("h200:4x8", "h200", 32),
+    ],
+)
+def test_machines_are_known_by_shape_and_by_type(text, name, devices):
+    found = parse_topology(text)
+    assert (found.name, found.num_devices) == (name, devices)
+
+
+@pytest.mark.parametrize("text", ["", "v5p", "v5p:", "v5p:0x4", "v5p-129", "v5e-2", "tpu:4", "h:8"])
+def test_other_machines_are_refused_with_those_that_are_known(text):
+    with pytest.raises(ConfigError, match=r"^topology"):
+        parse_topology(text)
+
+
+def test_compilers_keep_what_the_user_has_set(monkeypatch):
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5p-8")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    prepare_compilers()
+    assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5p-8"
+    assert os.environ.pop("TPU_SKIP_MDS_QUERY") == "1"
+
+
+def dry_run(tmp_path: Path, *words: str, devices: int = 8) -> subprocess.CompletedProcess[str]:
+    config = {
+        "run_dir": "nowhere",
+        "model": {
+            "preset": "bert-tiny",
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        },
+        "train": {"steps": 40, "batch_size": 16, "sequence_length": 16, "masked_positions": 3},
+        "optimizer": {"warmup_steps": 4},
+        "two_stage": {"steps": 10, "layers_per_block": 2},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = os.environ | {
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, "dry-run", str(path), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_every_step_is_compiled_and_its_exchanges_are_listed(tmp_path):
+    run = dry_run(tmp_path, "--mesh.preset", "fsdp")
+    assert run.returncode == 0, run.stderr
+    for words in (
+        "data 1, fsdp 8, tensor 1 on 8 x cpu",
+        "bottom 2, top 2 trained",
+        "whole model",
+        "all-gather of 8",
+        "times all parameters in float32",
+    ):
+        assert words in run.stdout, run.stdout
+    assert not (tmp_path / "nowhere").exists()
+    copies = dry_run(tmp_path, "--mesh.preset", "dp")
+    assert "none is gathered" in copies.stdout and "all-reduce of 8" in copies.stdout
+
+
+@pytest.mark.slow
+def test_a_mesh_that_does_not_fit_ends_in_a_message(tmp_path):
+    run = dry_run(tmp_path, "--mesh.tensor", "8")
+    assert run.returncode == 1
+    assert "heads 4 is not divisible by tensor 8" in run.stderr and "Traceback" not in run.stderr
+    assert "Of 8 devices these meshes do: data=2, fsdp=1, tensor=4" in run.stderr
+    run = dry_run(tmp_path, "--mesh.data", "3")
+    assert "data=3, fsdp=1, tensor=1 does not fit 8 devices" in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any((Path(entry) / "libtpu").is_dir() for entry in sys.path),
+    reason="needs the extra 'tpu'",
+)
+def test_a_tpu_that_is_not_here_is_compiled_for(tmp_path):
+    run = dry_run(tmp_path, "--topology", "v5e-4", "--mesh.preset", "fsdp", devices=1)
+    assert run.returncode == 0, run.stderr
+    assert "fsdp 4, tensor 1 on 4 x v5e:2x2" in run.stdout
+    assert "tokens/s at most" in run.stdout
