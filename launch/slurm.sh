@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Several nodes of GPUs under SLURM, one process per GPU:
+#   sbatch --nodes=2 launch/slurm.sh configs/pretrain/bert_base.yaml --mesh.preset fsdp
+# Shortly before the time limit the run saves and ends with 75; the job is queued again and goes on.
+#SBATCH --job-name=b2b
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=b2b-%j.log
+set -euo pipefail
+
+# The environment that b2b is installed in, on a disk that all nodes see.
+: "${B2B_VENV:=$PWD/.venv}"
+export PATH="$B2B_VENV/bin:$PATH"
+
+status=0
+srun --kill-on-bad-exit=0 --wait=120 b2b train "$@" || status=$?
+if [[ $status -eq 75 ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
