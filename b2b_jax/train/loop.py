@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from b2b_jax.data import DataError, Prepared, train_batches
@@ -17,10 +18,12 @@ from b2b_jax.models import build_model
 from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
+from b2b_jax.train.inherit import Hints
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
 from b2b_jax.train.processes import Vote, Votes, is_first, naming_lost_processes
 from b2b_jax.train.programs import Lessons, Programs
 from b2b_jax.train.saved import SavedModel
+from b2b_jax.train.schedule import Phase
 from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.teacher import Teacher
@@ -169,7 +172,10 @@ class Trainer:
                     self._clock = time.monotonic()
                 if vote.exit_code:
                     break
-                state = self._train_one(state, next(batches), step)
+                before = time.monotonic()
+                batch = next(batches)
+                meter.waited(time.monotonic() - before)
+                state = self._train_one(state, batch, step)
                 done = step + 1
                 evaluates = self._evaluates(done)
                 if evaluates or done % config.log.every_steps == 0:
@@ -224,13 +230,7 @@ class Trainer:
             hints = self.teacher.hints(step)
         lessons: Lessons = "labels" if hints is None else "labels and teacher"
         if not self.programs.is_compiled(sub, lessons=lessons):
-            before = time.monotonic()
-            self.programs.compile_train_step(sub, state, input_ids, hints=hints)
-            self.reporter.note(
-                f"compiled the step that runs {sub.depth} and trains {sub.live_layers} layers in "
-                f"{time.monotonic() - before:.1f} s"
-            )
-            self._clock = time.monotonic()
+            self._compile(phase, state, input_ids, hints=hints)
         arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
         state, metrics = self.programs.train_step(sub, lessons=lessons)(*arguments)
         with self._naming_the_kept_checkpoint():
@@ -243,6 +243,22 @@ class Trainer:
             seconds_left=self.meter.seconds_left(),
         )
         return state
+
+    def _compile(
+        self, phase: Phase, state: TrainState, input_ids: jax.Array, *, hints: Hints | None
+    ) -> None:
+        """Compile every step that a phase draws from, so that none of its steps has to wait."""
+        progress, steps = self.meter.progress, self.config.train.steps
+        for done, sub in enumerate(phase.subs):
+            text = f"compiling {done + 1} of {len(phase.subs)}: bottom {sub.depth} layers"
+            self.reporter.update(progress.step, steps, text=text, seconds_left=None)
+            before = time.monotonic()
+            self.programs.compile_train_step(sub, state, input_ids, hints=hints)
+            self.reporter.note(
+                f"compiled the step that runs {sub.depth} and trains {sub.live_layers} layers in "
+                f"{time.monotonic() - before:.1f} s"
+            )
+        self._clock = time.monotonic()
 
     def _tick(self) -> None:
         """Count the time since the last tick as training time."""

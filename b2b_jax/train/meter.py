@@ -89,11 +89,16 @@ class Meter:
         self._pending: list[tuple[SubModel, StepMetrics]] = []
         self._grad_norm = self._loss = math.nan
         self._began = (0.0, 0.0)
+        self._waited = 0.0
 
     def resume(self, progress: Progress) -> None:
         """Go on from the numbers of a checkpoint."""
         self.progress = progress
         self._began = (progress.seconds, progress.flops["exact"])
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which the next batch was not there yet."""
+        self._waited += seconds
 
     def step(self, sub: SubModel, metrics: StepMetrics) -> None:
         """Count a step that has been sent to the device, and read the one before it.
@@ -161,9 +166,11 @@ class Meter:
             if spent > 0:
                 train = self.config.train
                 row["tokens_per_second"] = steps * train.batch_size * train.sequence_length / spent
+                row["data_wait"] = self._waited / spent
                 if self.accounting.peak_flops:
                     done = progress.flops["exact"] - flops
                     row["mfu"] = done / spent / self.accounting.peak_flops
+        self._waited = 0.0
         progress.window = {}
         progress.window_from = [progress.seconds, progress.flops["exact"], progress.step]
         return row

@@ -36,6 +36,7 @@ def metric_columns(depths: Sequence[int], *, copied: Sequence[str] = ()) -> tupl
         "learning_rate",
         "grad_norm",
         "tokens_per_second",
+        "data_wait",
         "flops_electra",
         "flops_exact",
         "mfu",

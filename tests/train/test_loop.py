@@ -27,7 +27,7 @@ from b2b_jax.train.saved import load_model
 from b2b_jax.train.writers import CsvWriter
 from b2b_jax.tree import flatten
 
-TIMED = ("seconds", "tokens_per_second", "mfu")
+TIMED = ("seconds", "tokens_per_second", "data_wait", "mfu")
 
 
 def rows(run_dir: str) -> list[dict[str, str]]:
