@@ -35,6 +35,7 @@ def grow(folder, *words) -> int:
     return main(["grow", source, target, "--to", str(folder / "target.yaml"), *words])
 
 
+@pytest.mark.slow
 def test_grow_train_and_plot(trained, capsys):
     folder, config = trained
     assert grow(folder, "--method", "fpi") == 0

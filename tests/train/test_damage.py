@@ -70,7 +70,14 @@ def remove_meta(run_dir: str, step: int) -> None:
     shutil.rmtree(Path(run_dir) / "checkpoints" / str(step) / "meta")
 
 
-@pytest.mark.parametrize("damage", [flip_an_array, truncate, remove_meta])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_an_array,
+        pytest.param(truncate, marks=pytest.mark.slow),
+        pytest.param(remove_meta, marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, damage):
     config, expected = copy(stopped, damage.__name__)
     damage(config.run_dir, 8)
@@ -86,6 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, da
         np.testing.assert_array_equal(flatten(found.params)[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_with_no_sound_checkpoint_says_so_and_deletes_nothing(stopped, capsys):
     config, _ = copy(stopped, "all")
     for step in (5, 8):

@@ -116,6 +116,7 @@ def test_a_step_follows_the_weighted_gradient_of_labels_and_teacher():
     assert np.abs(moved - flatten(without.params)["layers/mlp/up/kernel"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_teacher_gets_no_gradient():
     taught = Taught()
     example = taught.example(taught.student.state())
@@ -129,7 +130,8 @@ def test_the_teacher_gets_no_gradient():
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(loss)(taught.params)))
 
 
-@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_keeping_every_token_equals_running_the_teacher(micro_batches):
     online, kept = Taught(), Taught(top_k=VOCAB, micro_batches=micro_batches)
     state = online.student.state()
