@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 an error that the message explains, 2 wrong usage, 75 stopped by SIGTERM with
-        everything saved, 130 stopped by Ctrl-C with everything saved.
+        everything saved, or a process of the job was lost: repeat the command; 130 stopped by
+        Ctrl-C with everything saved.
     """
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -174,18 +176,40 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from b2b_jax.commands.train import train_command
     from b2b_jax.config import load_run_config
-    from b2b_jax.train.processes import LostProcess, is_first, join_processes
+    from b2b_jax.train.processes import (
+        LostProcess,
+        is_alone,
+        is_first,
+        join_processes,
+        naming_lost_processes,
+    )
     from b2b_jax.train.writers import QuietReporter, TerminalReporter
 
     join_processes()
     config = load_run_config(options.config, options.overrides)
     reporter = TerminalReporter("train") if is_first() else QuietReporter()
     try:
-        return train_command(config, reporter=reporter).exit_code
+        with naming_lost_processes():
+            return train_command(config, reporter=reporter).exit_code
     except LostProcess as error:
         print(f"b2b: {error}", file=sys.stderr, flush=True)
-        # Leaving in order would wait for the process that is gone.
+        # Leaving in order would wait for a process that is gone, or waits for this one.
         os._exit(EXIT_TRY_AGAIN)
+    except Exception as error:
+        if is_alone():
+            raise
+        failure = error
+
+        def fail() -> int:
+            raise failure
+
+        try:
+            code = _guarded(fail)
+        except Exception:
+            traceback.print_exc()
+            code = EXIT_ERROR
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _dry_run(options: argparse.Namespace) -> int:

@@ -24,7 +24,9 @@ COMMAND = "import sys; from b2b_jax.cli import main; sys.exit(main(sys.argv[1:])
         ("v5e-16", "v5e:4x4", 16),
         ("v6e-256", "v6e:16x16", 256),
         ("v6e-8", "v6e:2x4", 8),
+        ("v5p-8", "v5p:2x2x1", 4),
         ("h100:8", "h100", 8),
+        ("h100:16", "h100", 16),
         ("h200:4x8", "h200", 32),
     ],
 )
@@ -33,7 +35,9 @@ def test_machines_are_known_by_shape_and_by_type(text, name, devices):
     assert (found.name, found.num_devices) == (name, devices)
 
 
-@pytest.mark.parametrize("text", ["", "v5p", "v5p:", "v5p:0x4", "v5p-129", "v5e-2", "tpu:4", "h:8"])
+@pytest.mark.parametrize(
+    "text", ["", "v5p", "v5p:", "v5p:0x4", "v5p-129", "v5e-2", "v5e-4x4", "h100:9", "h100:2x2x8"]
+)
 def test_other_machines_are_refused_with_those_that_are_known(text):
     with pytest.raises(ConfigError, match=r"^topology"):
         parse_topology(text)
@@ -42,10 +46,12 @@ def test_other_machines_are_refused_with_those_that_are_known(text):
 def test_compilers_keep_what_the_user_has_set(monkeypatch):
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5p-8")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "taken back after the test")
+        monkeypatch.delenv(name)
     prepare_compilers()
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5p-8"
-    assert os.environ.pop("TPU_SKIP_MDS_QUERY") == "1"
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
 
 
 def dry_run(tmp_path: Path, *words: str, devices: int = 8) -> subprocess.CompletedProcess[str]:
@@ -94,7 +100,7 @@ def test_every_step_is_compiled_and_its_exchanges_are_listed(tmp_path):
         assert words in run.stdout, run.stdout
     assert not (tmp_path / "nowhere").exists()
     copies = dry_run(tmp_path, "--mesh.preset", "dp")
-    assert "none is gathered" in copies.stdout and "all-reduce of 8" in copies.stdout
+    assert "no parameter has to be gathered" in copies.stdout and "all-reduce of 8" in copies.stdout
 
 
 @pytest.mark.slow

@@ -22,12 +22,14 @@ from b2b_jax.report.chips import Chip, chip_of_kind
 from b2b_jax.report.collectives import Collective, read_collectives
 from b2b_jax.report.tables import render_rich
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.live import is_live, is_stacked
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import MeshConfig, ShardingError
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.writers import Reporter, duration
+from b2b_jax.tree import flatten
 
 USABLE = 0.95
 """Of a device's memory; the rest belongs to the runtime."""
@@ -40,7 +42,9 @@ class CompiledStep:
     Attributes:
         name: what runs.
         sub: which layers.
+        taught: whether a teacher is run as well.
         memory: on one device; None where the compiler found that it cannot be.
+        touched: bytes of parameters and moments on one device that the step reads or writes.
         collectives: between devices.
         flops: exact count over all devices.
         seconds: of compiling.
@@ -49,7 +53,9 @@ class CompiledStep:
 
     name: str
     sub: SubModel
+    taught: bool
     memory: Memory | None
+    touched: int
     collectives: tuple[Collective, ...]
     flops: float
     seconds: float
@@ -92,12 +98,12 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
     if any(step.problem for step in steps):
         reporter.note(_remedy(config, devices, chip=chip, reporter=reporter))
         return 1
-    whole = steps[-1]
+    whole = max(steps, key=lambda step: step.flops)
     if whole.collectives:
         console.print(_collectives_table(whole))
         reporter.note(_gathered(whole, programs))
     if chip is not None:
-        bounds = {step.sub: _bound(step, chip, len(devices)) for step in steps}
+        bounds = {(step.sub, step.taught): _bound(step, chip, len(devices)) for step in steps}
         console.print(_speed_table(steps, bounds, config, len(devices)))
         reporter.note(_length(config, bounds))
     return 0
@@ -108,13 +114,14 @@ def _programs(config: RunConfig, devices: Sequence[Any]) -> Programs:
     if config.inherit.steps:
         from b2b_jax.train.saved import read_meta
 
-        teacher = build_model(ModelConfig.from_dict(read_meta(config.inherit.teacher)["model"]))
+        of_teacher = ModelConfig.from_dict(read_meta(config.inherit.teacher)["model"])
+        teacher = build_model(of_teacher, compute=config.compute)
     tokenizer = stand_in_tokenizer(config.model)
     return Programs(config, tokenizer, teacher=teacher, devices=devices)
 
 
 def _wanted(programs: Programs, reporter: Reporter) -> Iterator[tuple[str, SubModel, Phase]]:
-    """Every distinct step of a run, that of the whole model last; says how far it is."""
+    """Every distinct step of a run, in its order; says how far it is."""
     found: dict[tuple[SubModel, bool], tuple[str, SubModel, Phase]] = {}
     for phase in programs.config.schedule.phases:
         for sub in phase.subs if phase.steps else ():
@@ -150,7 +157,8 @@ def _compiled(
                 f"{name}: the compiler failed: {str(error).splitlines()[0]}"
             ) from error
         spent = time.monotonic() - before
-        return CompiledStep(name, sub, None, (), flops, spent, _too_large(str(error)))
+        problem = _too_large(str(error))
+        return CompiledStep(name, sub, phase.needs_teacher, None, 0, (), flops, spent, problem)
     spent = time.monotonic() - before
     found: Any = compiled.memory_analysis()
     state = programs.abstract_state()
@@ -166,7 +174,17 @@ def _compiled(
     limit = math.inf if chip is None else USABLE * chip.memory
     problem = "" if peak <= limit else f"needs {_size(peak)} of {_size(limit)}"
     collectives = read_collectives(compiled.as_text() or "")
-    return CompiledStep(name, sub, memory, collectives, flops, spent, problem)
+    return CompiledStep(
+        name,
+        sub,
+        phase.needs_teacher,
+        memory,
+        _touched(programs, sub),
+        collectives,
+        flops,
+        spent,
+        problem,
+    )
 
 
 def _teacher(programs: Programs) -> ModelConfig | None:
@@ -184,6 +202,20 @@ def _share(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _touched(programs: Programs, sub: SubModel) -> int:
+    """Bytes of parameters that run, and of parameters and moments that are trained."""
+    table, state = programs.model.axes, programs.abstract_state()
+    layers = programs.config.model.num_hidden_layers
+    trained = runs = 0.0
+    for path, leaf in flatten(state.params).items():
+        share, stacked = _share(leaf), is_stacked(table[path])
+        if is_live(path, sub, table[path]):
+            trained += share * (sub.live_layers / layers if stacked else 1)
+        runs += share * (sub.depth / layers if stacked else 1)
+    moments = _share(state.opt_state) / max(_share(state.params), 1)
+    return round(runs + trained * (1 + 2 * moments))
 
 
 def _size(number: float) -> str:
@@ -215,6 +247,7 @@ def _remedy(
     for flags, changed in _changes(config):
         try:
             programs = _programs(changed, devices)
+            programs.abstract_state()  # shards it
         except ShardingError:
             continue
         reporter.note(f"trying {flags} ...")
@@ -230,29 +263,34 @@ def _remedy(
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    shared = dataclasses.replace(config, mesh=MeshConfig(preset="fsdp"))
-    if config.mesh.sizes != shared.mesh.sizes:
-        yield "--mesh.preset fsdp", shared
+    shared, flags = config, ""
+    if config.mesh.sizes[1] == 1:
+        shared = dataclasses.replace(config, mesh=MeshConfig(preset="fsdp"))
+        flags = "--mesh.preset fsdp "
+        yield flags.strip(), shared
     for remat in ("dots", "full"):
         if config.compute.remat in ("full", remat):
             continue
         compute = dataclasses.replace(config.compute, remat=remat)
-        yield f"--compute.remat {remat}", dataclasses.replace(config, compute=compute)
+        yield f"{flags}--compute.remat {remat}", dataclasses.replace(shared, compute=compute)
     compute = dataclasses.replace(config.compute, remat="full")
     for parts in (2, 4, 8):
         number = config.train.micro_batches * parts
         if config.train.batch_size % number == 0:
             train = dataclasses.replace(config.train, micro_batches=number)
             yield (
-                f"--compute.remat full --train.micro_batches {number}",
-                dataclasses.replace(config, compute=compute, train=train),
+                f"{flags}--compute.remat full --train.micro_batches {number}",
+                dataclasses.replace(shared, compute=compute, train=train),
             )
 
 
 def _bound(step: CompiledStep, chip: Chip, devices: int) -> Bound:
     assert step.memory is not None
     return step_bound(
-        chip, flops=step.flops / devices, memory=step.memory, collectives=step.collectives
+        chip,
+        flops=step.flops / devices,
+        moved=step.touched + 2 * step.memory.work,
+        collectives=step.collectives,
     )
 
 
@@ -293,24 +331,25 @@ def _gathered(step: CompiledStep, programs: Programs) -> str:
     tensor = programs.mesh.shape["tensor"]
     whole = width * sum(map(math.prod, programs.model.shapes.values())) / tensor
     got = sum(one.result_bytes * one.times for one in step.collectives if one.kind == "all-gather")
-    if programs.mesh.shape["fsdp"] == 1 or not got:
-        return "parameters are on every device; none is gathered"
+    if programs.mesh.shape["fsdp"] == 1:
+        return "no parameter has to be gathered: fsdp is 1"
     return (
-        f"gathered: {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
-        f"{programs.config.compute.dtype} (once for the forward pass, once for the backward)"
+        f"all-gathers bring {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
+        f"{programs.config.compute.dtype}; sharded parameters need one for the forward pass and "
+        "one for the backward"
     )
 
 
 def _speed_table(
     steps: Sequence[CompiledStep],
-    bounds: dict[SubModel, Bound],
+    bounds: dict[tuple[SubModel, bool], Bound],
     config: RunConfig,
     devices: int,
 ) -> Any:
     tokens = config.train.batch_size * config.train.sequence_length
     rows = []
     for step in steps:
-        bound = bounds[step.sub]
+        bound = bounds[step.sub, step.taught]
         rows.append(
             [
                 step.name,
@@ -326,9 +365,10 @@ def _speed_table(
     return render_rich("The least that a step takes", headings, rows=rows)
 
 
-def _length(config: RunConfig, bounds: dict[SubModel, Bound]) -> str:
+def _length(config: RunConfig, bounds: dict[tuple[SubModel, bool], Bound]) -> str:
     seconds = sum(
-        phase.steps * statistics.fmean(bounds[sub].seconds for sub in phase.subs)
+        phase.steps
+        * statistics.fmean(bounds[sub, phase.needs_teacher].seconds for sub in phase.subs)
         for phase in config.schedule.phases
         if phase.steps
     )

@@ -66,7 +66,8 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
         plain = RunConfig(run_dir="-", model=config, data=run.data, train=run.train, mesh=run.mesh)
         programs = Programs(plain, prepared.tokenizer)
         whole = plain.schedule.phases[-1]
-        return heldout_columns(programs, prepared, params, phase=whole)["heldout_loss"]
+        placed = programs.put_params(params)
+        return heldout_columns(programs, prepared, placed, phase=whole)["heldout_loss"]
 
     for seed in plan.config.seeds:
         for spec in plan.config.sources:

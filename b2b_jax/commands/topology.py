@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ GPUS_PER_HOST = 8
 CUDA_CAPABILITY = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0)}
 SHARED_MEMORY = {"a100": 166912, "h100": 232448, "h200": 232448, "b200": 232448}
 CORES = {"a100": 108, "h100": 132, "h200": 132, "b200": 148}
+FLOPS_PER_CLOCK = {"a100": 2048, "h100": 4096, "h200": 4096, "b200": 8192}
+"""Of one core, dense bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def parse_topology(text: str) -> Topology:
     if not colon:
         name, _, sizes = text.partition("-")
     parts = sizes.split("x")
-    if name not in chips or not all(part.isdigit() and int(part) for part in parts):
+    most = 2 if name in CUDA_CAPABILITY else 3
+    is_whole = all(part.isdigit() and int(part) for part in parts)
+    if name not in chips or not is_whole or len(parts) > (most if colon else 1):
         raise ConfigError(
             f"topology: found {text!r}, expected CHIP:SHAPE such as v5p:8x8x8 or h100:2x8, or an "
             f"accelerator type such as v5e-16; chips: {', '.join(chips)}"
@@ -71,6 +74,10 @@ def parse_topology(text: str) -> Topology:
     if name in CUDA_CAPABILITY:
         if len(shape) == 1:
             hosts = -(-shape[0] // GPUS_PER_HOST)
+            if shape[0] % hosts:
+                raise ConfigError(
+                    f"topology {text}: {shape[0]} GPUs do not fill {hosts} hosts evenly"
+                )
             shape = (hosts, shape[0] // hosts)
         return Topology(name, chips[name], shape)
     if not colon:
@@ -83,6 +90,8 @@ def _torus(chips: float, dimensions: int, text: str) -> tuple[int, ...]:
     power = int(chips).bit_length() - 1
     if chips < 4 or 2**power != chips:
         raise ConfigError(f"topology {text}: expected a power of two of at least four chips")
+    if chips == 4 and dimensions == 3:
+        return (2, 2, 1)  # one host
     base, extra = divmod(power, dimensions)
     return tuple(2 ** (base + (index >= dimensions - extra)) for index in range(dimensions))
 
@@ -115,9 +124,8 @@ def topology_devices(topology: Topology) -> list[Any]:
     return list(found.devices)
 
 
-def prepare_compilers(environment: Mapping[str, str] | None = None) -> None:
-    """Settings of the compilers, which they read when JAX starts them."""
-    found = os.environ if environment is None else environment
+def prepare_compilers() -> None:
+    """Settings of the compilers, which they read when JAX starts them; set ones are kept."""
     defaults = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -126,15 +134,14 @@ def prepare_compilers(environment: Mapping[str, str] | None = None) -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     for name, value in defaults.items():
-        if name not in found:
-            os.environ[name] = value
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
 def _gpu_target(chip: Chip) -> str:
     """What XLA has to know of a GPU that is not here, as its GpuTargetConfigProto."""
     major, minor = CUDA_CAPABILITY[chip.name]
-    clock = chip.flops / (CORES[chip.name] * 4096 * (2 if major > 8 else 1)) / 1e9
+    clock = chip.flops / (CORES[chip.name] * FLOPS_PER_CLOCK[chip.name]) / 1e9
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
 
 from b2b_jax.commands.folders import write_json, write_text, write_yaml
@@ -20,15 +21,14 @@ from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError, ModelConfig
 from b2b_jax.report.chips import peak_flops
 from b2b_jax.report.flops import StepCost, forward_cost, step_cost
-from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
+from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
-from b2b_jax.train.processes import is_first, wait_for_all
+from b2b_jax.train.processes import is_first, require_equal, wait_for_all
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import (
     SavedModel,
-    in_float32,
     load_model,
     load_optimizer,
     total_cost,
@@ -46,8 +46,9 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     run_dir = Path(config.run_dir)
     _refuse_other_run(run_dir, config)
     begun = _begun(run_dir, config)
-    wait_for_all("the run folder has been looked at")  # before any process fills it
-    if begun is not None and begun.step >= config.train.steps:
+    newest = "nothing" if begun is None else f"step {begun.step}"
+    require_equal({f"newest checkpoint of {run_dir}": newest})  # before any process fills it
+    if begun is not None and begun.step >= config.train.steps and _is_sound(run_dir, reporter):
         reporter.note(f"{run_dir}: finished before, at step {begun.step}; nothing to do")
         progress = begun.meta["progress"]
         return Outcome(0, begun.step, progress["heldout_loss"], progress["seconds"])
@@ -93,10 +94,21 @@ def _prepared(config: RunConfig, *, reporter: Reporter) -> Prepared:
     """The run's tokens; made by the first process alone where all see the same folder."""
     if not is_first():
         wait_for_all("the first process has prepared the data")
-        return prepare_command(config.data, reporter=reporter)
     prepared = prepare_command(config.data, reporter=reporter)
-    wait_for_all("the first process has prepared the data")
+    if is_first():
+        wait_for_all("the first process has prepared the data")
+    require_equal({"prepared data": f"{prepared.path}, fingerprint {prepared.fingerprint[:12]}"})
     return prepared
+
+
+def _is_sound(run_dir: Path, reporter: Reporter) -> bool:
+    """Whether the result of a finished run is what was written."""
+    try:
+        load_model(run_dir)
+    except DamagedCheckpoint as error:
+        reporter.note(f"{error}; the end of the run is trained again")
+        return False
+    return True
 
 
 def price(config: RunConfig, *, teacher: ModelConfig | None = None) -> Accounting:
@@ -248,7 +260,8 @@ def _origin(config: RunConfig, *, reporter: Reporter) -> _Origin:
         cost = total_cost(saved.meta)
         lineage |= {"source_flops": cost["flops"], "source_seconds": cost["seconds"]}
         lineage.setdefault("source", config.init)
-    params = in_float32(saved.params)
+    # In the host's memory: a model may fit on the devices only in shards.
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), saved.params)
     if config.optimizer.state == "reset":
         return _Origin(lineage, lambda programs: programs.create_state(programs.put_params(params)))
     if "progress" in saved.meta or "growth_plan" not in lineage:

@@ -30,7 +30,8 @@ class Bound:
 
     Attributes:
         compute: matrix products, at the dense bfloat16 peak.
-        memory: parameters, moments and temporaries, each written and read once.
+        memory: what the step reads and writes of parameters and moments, and temporaries, each
+            written and read once.
         links: what is sent, over all links at once.
     """
 
@@ -51,23 +52,22 @@ class Bound:
 
 
 def step_bound(
-    chip: Chip, *, flops: float, memory: Memory, collectives: Sequence[Collective]
+    chip: Chip, *, flops: float, moved: float, collectives: Sequence[Collective]
 ) -> Bound:
     """The bound of a step from what one device does.
 
     Args:
         chip: its peaks.
         flops: of its share of the matrix products.
-        memory: on the device.
+        moved: bytes that it reads from its memory or writes to it.
         collectives: of the step.
 
     Example:
         >>> from b2b_jax.report.chips import CHIPS
-        >>> bound = step_bound(CHIPS[1], flops=197e10, memory=Memory(0, 0, 0, 0), collectives=())
+        >>> bound = step_bound(CHIPS[1], flops=197e10, moved=0, collectives=())
         >>> bound.seconds, bound.binds
         (0.01, 'compute')
     """
-    moved = 2 * (memory.parameters + memory.optimizer + memory.work)
     return Bound(
         compute=flops / chip.flops,
         memory=moved / chip.memory_bandwidth,

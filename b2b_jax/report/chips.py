@@ -1,5 +1,6 @@
 """What accelerators can do at most, from their makers' data sheets."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -32,6 +33,7 @@ CHIPS = (
     Chip("v5p", ("tpu v5",), 459e12, 95 * GIB, 2.765e12, 600e9),
     Chip("v6e", ("tpu v6",), 918e12, 32 * GIB, 1.64e12, 448e9),
     Chip("a100", ("a100",), 312e12, 80e9, 2.039e12, 300e9),
+    Chip("h100-pcie", ("h100 pcie",), 756e12, 80e9, 2.0e12, 64e9),
     Chip("h100", ("h100",), 989e12, 80e9, 3.35e12, 450e9),
     Chip("h200", ("h200",), 989e12, 141e9, 4.8e12, 450e9),
     Chip("b200", ("b200",), 2250e12, 180e9, 8e12, 900e9),
@@ -46,7 +48,15 @@ def chip_of_kind(device_kind: str) -> Chip | None:
         ('h200', None)
     """
     kind = device_kind.lower()
-    return next((chip for chip in CHIPS if any(name in kind for name in chip.kinds)), None)
+    # Whole words: a GH200 is no H200.
+    return next(
+        (
+            chip
+            for chip in CHIPS
+            if any(re.search(rf"\b{name}(?![0-9])", kind) for name in chip.kinds)
+        ),
+        None,
+    )
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -33,7 +33,9 @@ _COLLECTIVE = re.compile(
     r"(-start)?\("
 )
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _CALLED_LIST = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
@@ -42,7 +44,7 @@ _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 # Three spellings: [groups,size]<=..., {{0,1,..},..}, and mesh['a'=4,'b'=2] {'a'}.
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]*)\}"
-    r"|mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\})"
+    r"|mesh\[(?P<mesh>[^\]]*)\](?:, device_ids=\([^)]*\))? \{(?P<axes>[^}]*)\})"
 )
 
 
@@ -172,7 +174,7 @@ def _collective(line: str, times: int) -> Collective | None:
     elif starts and kind == "reduce-scatter":
         total = round(total / (group + 1))
     elif starts and kind in ("all-to-all", "collective-permute"):
-        total //= 2
+        total = (total - sum(_bytes(shape) for shape in shapes if shape == "u32[]")) // 2
     return Collective(kind, total, group, times, shapes)  # pyright: ignore[reportArgumentType]
 
 
@@ -189,5 +191,8 @@ def _group(line: str) -> int:
         return int(found["size"])
     if found["mesh"] is None:
         return max(len(found["first"].split(",")), 1)
-    sizes = dict(re.findall(r"('[^']*')=(\d+)", found["mesh"]))
-    return math.prod(int(sizes[axis.strip()]) for axis in found["axes"].split(","))
+    sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", found["mesh"]))
+    group = 1
+    for axis, part in re.findall(r"'?([\w.]+)'?(?::\(\d+\)(\d+))?", found["axes"]):
+        group *= int(part or sizes.get(axis, 1))  # a part of an axis says its own size
+    return group

@@ -1,22 +1,27 @@
 """Orbax checkpoints of runs (effects: files)."""
 
 import contextlib
+import hashlib
+import json
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from b2b_jax.train.checksums import damaged, tree_checksums
 from b2b_jax.train.config import CheckpointConfig
-from b2b_jax.train.processes import is_first, wait_for_all
 from b2b_jax.train.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Formats that this version reads; 1 has no checksums."""
 FOLDER = "checkpoints"
+NOT_THE_FILES = (jax.errors.JaxRuntimeError, MemoryError, PermissionError)
+"""What reading may raise although the files are as they were: no memory, no network, no right."""
 
 
 class CheckpointError(ValueError):
@@ -51,6 +56,9 @@ class Checkpoints:
             (Path(run_dir) / FOLDER).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                # Makes Orbax keep the losses on disk, so that a continued run knows the best.
+                best_fn=lambda metrics: metrics["heldout_loss"],
+                best_mode="min",
                 enable_async_checkpointing=True,
             ),
             item_names=("params", "optimizer", "meta"),
@@ -88,7 +96,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(items["params"]),  # pyright: ignore
                 optimizer=ocp.args.StandardSave(items["optimizer"]),  # pyright: ignore
                 meta=ocp.args.JsonSave(  # pyright: ignore
-                    {**meta, "format": FORMAT, "checksums": sums}
+                    sealed({**meta, "checksums": sums})
                 ),
             ),
             metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
@@ -115,10 +123,10 @@ class Checkpoints:
     def set_aside(self, step: int) -> Path:
         """Rename a damaged checkpoint, so that it neither counts nor is lost."""
         path = Path(self._manager.directory) / str(step)
-        aside = path.with_name(f"damaged-{step}-{time.time_ns()}")
-        if is_first():
+        number = 1 + len(list(path.parent.glob(f"damaged-{step}-*")))
+        aside = path.with_name(f"damaged-{step}-{number}")
+        with contextlib.suppress(FileNotFoundError):  # another process may have been faster
             path.rename(aside)
-        wait_for_all(f"checkpoint {step} is set aside")
         self._manager.reload()
         return aside
 
@@ -149,12 +157,19 @@ def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
         )["meta"]
         if not isinstance(meta, dict):
             raise TypeError(f"meta holds a {type(meta).__name__}")
+    except NOT_THE_FILES:
+        raise
     except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
         raise DamagedCheckpoint(_cannot_be_read(manager, step, error)) from error
-    if meta.get("format") != FORMAT:
+    if meta.get("format") == FORMAT and meta.pop("sha256", None) != _digest(meta):
+        raise DamagedCheckpoint(
+            f"{manager.directory}/{step}/meta: has changed since it was written"
+        )
+    if meta.get("format") not in READS:
         raise CheckpointError(
             f"{manager.directory}/{step}: checkpoint format {meta.get('format')}, this version "
-            f"of b2b_jax reads {FORMAT}; it was written by {meta.get('library_version')}"
+            f"of b2b_jax reads {' and '.join(map(str, READS))}; it was written by "
+            f"{meta.get('library_version')}"
         )
     return meta
 
@@ -182,8 +197,11 @@ def restore_items(
     wanted: Any = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**wanted))
+    except NOT_THE_FILES:
+        raise
     except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
-        raise DamagedCheckpoint(_cannot_be_read(manager, step, error)) from error
+        kind = CheckpointError if _is_of_another_shape(error) else DamagedCheckpoint
+        raise kind(_cannot_be_read(manager, step, error)) from error
     items = {name: restored[name] for name in abstract}
     bad = [leaf for name, tree in items.items() for leaf in damaged(tree, sums.get(name, {}))]
     if bad:
@@ -198,3 +216,19 @@ def restore_items(
 def _cannot_be_read(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{manager.directory}/{step}: cannot be read: {first_line}"
+
+
+def _is_of_another_shape(error: Exception) -> bool:
+    """Whether Orbax complains of what it was asked for, not of the files."""
+    words = str(error)
+    return any(sign in words for sign in ("structure", "not compatible", "mismatch"))
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with the format and a digest of all of them."""
+    values = {**json.loads(json.dumps(meta)), "format": FORMAT}
+    return {**values, "sha256": _digest(values)}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,13 @@ from b2b_jax.train.config import RunConfig
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.inherit import Hints
 from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
-from b2b_jax.train.processes import Vote, Votes, is_first, naming_lost_processes
+from b2b_jax.train.processes import (
+    LostProcess,
+    Vote,
+    Votes,
+    is_first,
+    naming_lost_processes,
+)
 from b2b_jax.train.programs import Lessons, Programs
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.schedule import Phase
@@ -92,7 +98,7 @@ class Trainer:
         self._watched = plan.copied_axes if plan and config.log.symmetry == "on" else ()
         self.checkpoints = Checkpoints(config.run_dir, config.checkpoint)
         self.meter = Meter(config, self.schedule, accounting)
-        self._initial = initial
+        self._initial: Callable[[Programs], TrainState] | None = initial
         self._last_save = self._clock = time.monotonic()
 
     def start(self) -> TrainState:
@@ -105,13 +111,21 @@ class Trainer:
         steps = self.checkpoints.steps()
         if not steps:
             self.reporter.note("start: no checkpoint yet, from step 0")
-            return self._initial(self.programs)
+            assert self._initial is not None
+            state, self._initial = self._initial(self.programs), None  # it may hold a whole model
+            return state
         problems = []
         for step in reversed(steps):
             try:
                 return self._continue(step)
             except DamagedCheckpoint as error:
                 aside = self.checkpoints.set_aside(step)
+                if jax.process_count() > 1:
+                    # The others may be waiting for this one inside of Orbax.
+                    raise LostProcess(
+                        f"process {jax.process_index()}: {error}; set aside as {aside.name}. Start "
+                        "all processes again to go on from the checkpoint before it"
+                    ) from error
                 self.reporter.note(f"start: {error}; set aside as {aside.name}")
                 problems.append(str(error))
         raise DamagedCheckpoint(
@@ -146,8 +160,8 @@ class Trainer:
         config, meter = self.config, self.meter
         with contextlib.ExitStack() as stack:
             stack.callback(self.reporter.close)
+            stack.push(self._close_checkpoints)
             stack.enter_context(naming_lost_processes())
-            stack.callback(self.checkpoints.close)
             stop = stack.enter_context(StopRequest())
             # Until the first checkpoint is there, nothing of an earlier sitting counts.
             resumed = self.checkpoints.latest_step() is not None
@@ -194,6 +208,11 @@ class Trainer:
         progress = meter.progress
         code = 0 if progress.step >= config.train.steps else vote.exit_code
         return Outcome(code, progress.step, progress.heldout_loss, progress.seconds)
+
+    def _close_checkpoints(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        del kind, trace
+        if not isinstance(error, LostProcess):  # Orbax would wait for the process that is gone
+            self.checkpoints.close()
 
     def _open_writers(self, *, keep_through: int, start: int) -> list[Any]:
         if not is_first():

@@ -1,6 +1,7 @@
 """The processes of one job: joining them, agreeing with them, losing one (effects: network)."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ HEARTBEAT_SECONDS = 60
 
 
 class LostProcess(RuntimeError):
-    """Another process of the job has ended, so that this one cannot go on."""
+    """The processes of the job can no longer go on together and have to be started again."""
 
 
 def join_processes(environment: Mapping[str, str] | None = None) -> None:
@@ -47,7 +48,11 @@ def join_processes(environment: Mapping[str, str] | None = None) -> None:
     # A signal of the scheduler is handled between two steps, and until training begins ends us.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(
+            **explicit,
+            heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=heartbeat,
+        )
     except (RuntimeError, ValueError) as error:  # JAX raises both for what the network does
         raise ConfigError(
             f"cannot join the other processes of this job: {error}. Expected {COORDINATOR}=HOST:"
@@ -57,6 +62,9 @@ def join_processes(environment: Mapping[str, str] | None = None) -> None:
 
 def _explicit(found: Mapping[str, str]) -> dict[str, Any]:
     if COORDINATOR not in found:
+        alone = [name for name in (COUNT, INDEX) if name in found]
+        if alone and not _has_others(found):
+            raise ValueError(f"{' and '.join(alone)} is set, but {COORDINATOR} is not")
         return {}
     missing = [name for name in (COUNT, INDEX) if name not in found]
     if missing and not _has_others(found):
@@ -80,6 +88,41 @@ def _has_others(found: Mapping[str, str]) -> bool:
 def is_first() -> bool:
     """Whether this process is the one that writes files and talks."""
     return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Whether the job has this process only."""
+    return jax.process_count() == 1
+
+
+def require_equal(values: Mapping[str, str]) -> None:
+    """Make sure that all processes see the same.
+
+    Args:
+        values: name -> what this process sees.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = np.stack(
+        [
+            np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+            for value in values.values()
+        ]
+    )
+    everyone = multihost_utils.process_allgather(digests)
+    different = [
+        f"{name} (here {value})"
+        for index, (name, value) in enumerate(values.items())
+        if not (everyone[:, index] == everyone[0, index]).all()
+    ]
+    if different:
+        raise ConfigError(
+            f"process {jax.process_index()}: the processes of this job do not see the same "
+            f"{', '.join(different)}; all need the same configuration and a shared disk"
+        )
 
 
 def wait_for_all(name: str) -> None:
@@ -108,7 +151,15 @@ def naming_lost_processes() -> Iterator[None]:
         ) from error
 
 
-_SIGNS = ("Connection closed", "Connection reset", "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_SIGNS = (
+    "Connection closed",
+    "Connection reset",
+    "Gloo",
+    "NCCL",
+    "nccl",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +188,7 @@ class Votes:
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._size = mesh.size
         self._pending: jax.Array | None = None
+        self._saved = False
         self._largest = jax.jit(lambda votes: votes.max(axis=0), out_shardings=self._whole)
 
     def cast(self, exit_code: int, *, saves: bool) -> Vote:
@@ -154,11 +206,14 @@ class Votes:
             self._sharding,
             lambda index: np.repeat(mine, _length(index, self._size), axis=0),
         )
-        before, self._pending = self._pending, self._largest(votes)
-        if before is None:
-            return Vote(0, saves=False)
-        code, saving = np.asarray(before.addressable_data(0)).tolist()
-        return Vote(code, bool(saving))
+        newest = self._largest(votes)
+        # Nothing is running yet at the first vote, so that it can be waited for.
+        result = newest if self._pending is None else self._pending
+        self._pending = newest
+        code, saving = np.asarray(result.addressable_data(0)).tolist()
+        # A vote that was cast before the last save began still asks for it.
+        self._saved = bool(saving) and not self._saved
+        return Vote(code, self._saved)
 
 
 def _length(index: Any, size: int) -> int:

@@ -21,10 +21,10 @@ from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.checkpoint import (
     FOLDER,
-    FORMAT,
     CheckpointError,
     checkpoint_meta,
     restore_items,
+    sealed,
 )
 from b2b_jax.train.checksums import tree_checksums
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
@@ -238,8 +238,7 @@ def save_model(
     )
     params = in_float32(params)
     record = {
-        **json.loads(json.dumps(meta)),
-        "format": FORMAT,
+        **meta,
         "model": config.to_dict(),
         "checksums": {"params": tree_checksums(params)},
     }
@@ -247,7 +246,7 @@ def save_model(
         0,
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(params),  # pyright: ignore
-            meta=ocp.args.JsonSave(record),  # pyright: ignore
+            meta=ocp.args.JsonSave(sealed(record)),  # pyright: ignore
         ),
         force=True,
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -80,7 +81,10 @@ class MeshConfig:
             if size < -1
         ]
         if self.sizes.count(-1) > 1:
-            found.append(f"mesh: found {_words(self.sizes)}, expected -1 at most once")
+            found.append(
+                f"mesh: found {_words(self.sizes)} (what is not set is of preset {self.preset}), "
+                "expected -1 at most once"
+            )
         return found
 
 
@@ -118,12 +122,19 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
         devices: those to use; all by default.
 
     Raises:
-        ShardingError: if the sizes do not multiply to the number of devices.
+        ShardingError: if the sizes do not multiply to the number of devices, or the devices cannot
+            be laid out so.
     """
     shape = mesh_shape(config, jax.device_count() if devices is None else len(devices))
+    try:
+        # Neighbours in the mesh are neighbours in the machine as far as that goes.
+        laid_out = mesh_utils.create_device_mesh(
+            shape, devices=devices, allow_split_physical_axes=True
+        )
+    except (NotImplementedError, ValueError) as error:
+        raise ShardingError(f"mesh {_words(shape)}: {error}") from error
     # Explicit axes, the default, fail inside Flax Linen's lookups.
-    kinds = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def param_shardings(
