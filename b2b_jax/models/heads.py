@@ -1,52 +1,54 @@
 """What comes after the last layer: language-model heads, pooler, next-sentence head."""
 
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from b2b_jax.models.config import ModelConfig
 from b2b_jax.models.layers import ACTIVATIONS, Compute, kernel_init, layer_norm
+from b2b_jax.types import Abstract
 
 
 class MlmHead(nn.Module):
-    """Transform, norm and bias around the tied decoder of BERT."""
+    """Transform and norm in front of the tied decoder of BERT."""
 
     cfg: ModelConfig
     compute: Compute
 
     @nn.compact
-    def __call__(
-        self, x_ND: Float[Array, "... D"], table_VD: Float[Array, "V D"]
-    ) -> Float[Array, "... V"]:
-        cfg, dtype = self.cfg, jnp.dtype(self.compute.dtype)
+    def __call__(self, x_ND: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        cfg = self.cfg
         transform = nn.Dense(
             cfg.hidden_size,
-            dtype=dtype,
+            dtype=jnp.dtype(self.compute.dtype),
             kernel_init=kernel_init(cfg.initializer_range),
             name="transform",
         )
         x_ND = ACTIVATIONS[cfg.hidden_act](transform(x_ND))
-        x_ND = layer_norm(cfg, self.compute, "norm")(x_ND)
-        return DecoderBias(cfg.vocab_size, name="decoder")(tied_logits(x_ND, table_VD))
+        return layer_norm(cfg, self.compute, "norm")(x_ND)
 
 
-class DecoderBias(nn.Module):
-    """One bias per vocabulary entry."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Decoder:
+    """The matrix that turns hidden states into vocabulary logits: the token table itself.
 
-    size: int
+    Attributes:
+        table: float32 ``[V, D]``.
+        bias: float32 ``[V]``, or None.
+    """
 
-    @nn.compact
-    def __call__(self, logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
-        return logits + self.param("bias", nn.initializers.zeros, (self.size,))
+    table: Float[Array, "V D"] | Abstract
+    bias: Float[Array, " V"] | Abstract | None
 
-
-def tied_logits(
-    x_ND: Float[Array, "... D"], table_VD: Float[Array, "V D"]
-) -> Float[Array, "... V"]:
-    """Logits against the token table, accumulated in float32."""
-    return jnp.einsum(
-        "...d,vd->...v", x_ND, table_VD.astype(x_ND.dtype), preferred_element_type=jnp.float32
-    )
+    def logits(self, x_ND: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits in float32; products in the dtype of ``x_ND``."""
+        table_VD = self.table.astype(x_ND.dtype)
+        logits = jnp.einsum("...d,vd->...v", x_ND, table_VD, preferred_element_type=jnp.float32)
+        return logits if self.bias is None else logits + self.bias
 
 
 class Pooler(nn.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from b2b_jax.axes import AxisTable, shapes
 from b2b_jax.models.config import ConfigError, ModelConfig
-from b2b_jax.models.heads import LinearHead, MlmHead, NspHead, Pooler, tied_logits
+from b2b_jax.models.heads import Decoder, LinearHead, MlmHead, NspHead, Pooler
 from b2b_jax.models.layers import Block, Compute, Embeddings, Place, anywhere, layer_norm
 from b2b_jax.tree import check_structure
 from b2b_jax.types import Params, PRNGKey
@@ -80,8 +80,10 @@ class Model:
             ]
         mlm_key, pooler_key, nsp_key, readout_key = jax.random.split(head_key, 4)
         if "mlm" in cfg.heads:
-            table = params["embeddings"]["token"]["embedding"]
-            params["mlm"] = MlmHead(cfg, compute).init(mlm_key, x_BTD, table)["params"]
+            params["mlm"] = {
+                **MlmHead(cfg, compute).init(mlm_key, x_BTD)["params"],
+                "decoder": {"bias": jnp.zeros(cfg.vocab_size)},
+            }
         if "pooler" in cfg.heads:
             params["pooler"] = Pooler(cfg, compute).init(pooler_key, x_BTD)["params"]
         if "nsp" in cfg.heads:
@@ -163,18 +165,29 @@ class Model:
 
         Needs the head and ``params["embeddings"]["token"]["embedding"]``, the tied decoder.
         """
-        cfg, compute = self.cfg, self.compute
-        table_VD = params["embeddings"]["token"]["embedding"]
+        logits = self.decoder(params).logits(self.before_decoder(params, x))
+        return self.place(logits, ("batch", *[None] * (x.ndim - 2), "vocab"))
+
+    def before_decoder(
+        self, params: Mapping[str, Any], x: Float[Array, "... D"]
+    ) -> Float[Array, "... D"]:
+        """What the decoder reads of the last layer's output at any set of positions."""
+        cfg = self.cfg
         if not {"lm", "mlm"} & set(cfg.heads):
             raise ConfigError(
                 f"this {cfg.family} model has no language-model head (heads: "
                 f"{list(cfg.heads)}); its outputs are `hidden`, and `pooled` with a pooler"
             )
         if cfg.is_causal:
-            logits: Any = tied_logits(self.final_norm(params, x), table_VD)
-        else:
-            logits = MlmHead(cfg, compute).apply({"params": params["mlm"]}, x, table_VD)
-        return self.place(logits, ("batch", *[None] * (x.ndim - 2), "vocab"))
+            return self.final_norm(params, x)
+        return MlmHead(cfg, self.compute).apply(  # pyright: ignore[reportReturnType]
+            {"params": params["mlm"]}, x
+        )
+
+    def decoder(self, params: Mapping[str, Any]) -> Decoder:
+        """The tied decoder."""
+        bias = None if self.cfg.is_causal else params["mlm"]["decoder"]["bias"]
+        return Decoder(params["embeddings"]["token"]["embedding"], bias)
 
     def final_norm(
         self, params: Mapping[str, Any], x: Float[Array, "... D"]

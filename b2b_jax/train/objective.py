@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from b2b_jax.data import TokenizerInfo, mask_tokens
-from b2b_jax.models import Model
+from b2b_jax.models import Decoder, Model
 from b2b_jax.train.live import TIED_TABLE
-from b2b_jax.train.losses import LossSum, cross_entropy
+from b2b_jax.train.losses import LossSum
 from b2b_jax.train.stages import SubModel
+from b2b_jax.train.vocabulary import VocabularyLoss
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Abstract, PRNGKey
 
@@ -71,7 +72,7 @@ def at_positions(
     return jnp.take_along_axis(x_BTD, positions_BM[..., None], axis=1)
 
 
-def training_logits(
+def training_hidden(
     live: Mapping[str, Any],
     params: Mapping[str, Any],
     example: Example,
@@ -79,8 +80,8 @@ def training_logits(
     model: Model,
     sub: SubModel,
     dropout_key: PRNGKey | None,
-) -> Float[Array, "B M V"]:
-    """Predictions of a sub-model as a function of its trained cut (bert2BERT, Algorithm 2).
+) -> tuple[Float[Array, "B M D"], Decoder]:
+    """What a sub-model predicts from, as a function of its trained cut (bert2BERT, Algorithm 2).
 
     Only ``live`` is to be differentiated. Layers above the sub-model are not run. Layers below the
     trained ones, the embeddings where frozen, and the token table where it is frozen on one of its
@@ -93,6 +94,9 @@ def training_logits(
         model: the full model.
         sub: which layers run and which are trained.
         dropout_key: none, no dropout.
+
+    Returns:
+        hidden states at the predicted positions, and what turns them into logits.
     """
     flat, flat_live = flatten(params), flatten(live)
     embeddings_from = flat | flat_live if sub.embeddings == "trained" else flat
@@ -115,7 +119,8 @@ def training_logits(
         keys = keys_of(sub.first_live, sub.depth)
         x_BTD = model.run_layers(live["layers"], x_BTD, dropout_keys=keys)
     x_BMD = at_positions(x_BTD, example.positions)
-    return model.logits(unflatten(head_from), x_BMD)
+    head = unflatten(head_from)
+    return model.before_decoder(head, x_BMD), model.decoder(head)
 
 
 def prefix_losses(
@@ -124,6 +129,7 @@ def prefix_losses(
     *,
     model: Model,
     depths: Sequence[int],
+    vocabulary: VocabularyLoss,
 ) -> LossSum:
     """Losses of several bottom prefixes under the shared head, in one pass, without dropout.
 
@@ -132,6 +138,7 @@ def prefix_losses(
         example: inputs and targets.
         model: the full model.
         depths: numbers of layers, ascending.
+        vocabulary: the loss of hidden states.
 
     Returns:
         a `LossSum` whose fields have one entry per depth.
@@ -141,7 +148,11 @@ def prefix_losses(
     for depth in depths:
         between = jax.tree.map(lambda leaf, a=done, b=depth: leaf[a:b], params["layers"])
         x_BTD = model.run_layers(between, x_BTD)
-        logits = model.logits(params, at_positions(x_BTD, example.positions))
-        losses.append(cross_entropy(logits, example.labels, weights=example.weights))
+        hidden = model.before_decoder(params, at_positions(x_BTD, example.positions))
+        losses.append(
+            vocabulary(
+                hidden, model.decoder(params), labels=example.labels, weights=example.weights
+            )
+        )
         done = depth
     return jax.tree.map(lambda *entries: jnp.stack(entries), *losses)

@@ -34,6 +34,7 @@ from b2b_jax.train.sharding import (
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step, step_keys
+from b2b_jax.train.vocabulary import VocabularyLoss
 from b2b_jax.tree import unflatten
 from b2b_jax.types import Params
 
@@ -58,6 +59,7 @@ class Programs:
         self.mesh = make_mesh(config.mesh, devices=devices)
         place = activation_place(self.mesh)
         self.model = build_model(config.model, compute=config.compute, place=place)
+        self.vocabulary = VocabularyLoss(self.mesh)
         self.inheritance = None
         if teacher is not None:
             teacher = dataclasses.replace(teacher, place=place)
@@ -241,6 +243,7 @@ class Programs:
                 sub=sub,
                 seed=knobs["seed"],
                 micro_batches=self.config.train.micro_batches,
+                vocabulary=self.vocabulary,
                 inheritance=None if hints is None else self.inheritance,
             )
             return train_one(state, *batch)
@@ -299,7 +302,9 @@ class Programs:
     def eval_step(self, depths: tuple[int, ...]) -> EvalStep:
         """The evaluation of some prefixes of the model."""
         if depths not in self._eval_steps:
-            step = make_eval_step(self.model, objective=self.objective, depths=depths)
+            step = make_eval_step(
+                self.model, objective=self.objective, depths=depths, vocabulary=self.vocabulary
+            )
             self._eval_steps[depths] = jax.jit(step, out_shardings=replicated(self.mesh))
         return self._eval_steps[depths]
 

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int, Integer
 from b2b_jax.models import Model
 from b2b_jax.train.inherit import Hints, Inheritance
 from b2b_jax.train.live import merge, merge_state, select, select_state
-from b2b_jax.train.losses import LossSum, cross_entropy
-from b2b_jax.train.objective import Example, Objective, prefix_losses, training_logits
+from b2b_jax.train.losses import LossSum
+from b2b_jax.train.objective import Example, Objective, prefix_losses, training_hidden
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
+from b2b_jax.train.vocabulary import VocabularyLoss
 from b2b_jax.types import Abstract, Params, PRNGKey
 
 # Held-out masks are the same in every run, whatever its seed, so that losses can be compared.
@@ -70,6 +71,7 @@ def make_train_step(
     sub: SubModel,
     seed: int | Integer[Array, ""],
     micro_batches: int,
+    vocabulary: VocabularyLoss | None = None,
     inheritance: Inheritance | None = None,
 ) -> TrainStep:
     """Build the pure step that trains one sub-model; the caller compiles it with `jax.jit`.
@@ -84,9 +86,11 @@ def make_train_step(
         sub: which layers run and which are trained.
         seed: of masks and dropout.
         micro_batches: parts of the batch whose gradients are accumulated one after the other.
+        vocabulary: the loss of hidden states; on one device by default.
         inheritance: how a teacher's predictions enter the loss; the step then takes its ``hints``.
     """
     cfg = model.cfg
+    loss_of = vocabulary or VocabularyLoss()
     drops = cfg.hidden_dropout_prob > 0 or cfg.attention_probs_dropout_prob > 0
 
     def step(
@@ -100,7 +104,7 @@ def make_train_step(
 
         def total(live: Params, part: Lesson, index: Int[Array, ""]) -> tuple[Array, LossSum]:
             example = part.example
-            logits = training_logits(
+            hidden, decoder = training_hidden(
                 live,
                 state.params,
                 example,
@@ -108,11 +112,11 @@ def make_train_step(
                 sub=sub,
                 dropout_key=jax.random.fold_in(dropout_key, index) if drops else None,
             )
-            loss = cross_entropy(logits, example.labels, weights=example.weights)
+            loss = loss_of(hidden, decoder, labels=example.labels, weights=example.weights)
             if inheritance is None:
                 return loss.total, loss
             soft = inheritance.soft_targets(hints, part.hints, example)
-            kl = soft.divergence(logits, weights=example.weights)
+            kl = soft.divergence(decoder.logits(hidden), weights=example.weights)
             rate = inheritance.rate(state.step)
             return (1 - rate) * loss.total + rate * kl.total, loss
 
@@ -144,7 +148,13 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: Model, *, objective: Objective, depths: Sequence[int]) -> EvalStep:
+def make_eval_step(
+    model: Model,
+    *,
+    objective: Objective,
+    depths: Sequence[int],
+    vocabulary: VocabularyLoss | None = None,
+) -> EvalStep:
     """Build the pure step that evaluates several bottom prefixes of the model on one batch.
 
     The masks of batch ``index`` are the same in every run.
@@ -159,6 +169,7 @@ def make_eval_step(model: Model, *, objective: Objective, depths: Sequence[int])
             objective.example(input_ids, key),
             model=model,
             depths=depths,
+            vocabulary=vocabulary or VocabularyLoss(),
         )
 
     return step

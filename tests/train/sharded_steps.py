@@ -18,8 +18,7 @@ from b2b_jax.growth import grow, plan_growth  # noqa: E402
 from b2b_jax.models import build_model  # noqa: E402
 from b2b_jax.train.checksums import tree_checksums  # noqa: E402
 from b2b_jax.train.config import RunConfig, TrainConfig  # noqa: E402
-from b2b_jax.train.losses import cross_entropy  # noqa: E402
-from b2b_jax.train.objective import training_logits  # noqa: E402
+from b2b_jax.train.objective import training_hidden  # noqa: E402
 from b2b_jax.train.optim import OptimizerConfig  # noqa: E402
 from b2b_jax.train.processes import join_processes  # noqa: E402
 from b2b_jax.train.programs import Programs  # noqa: E402
@@ -79,10 +78,11 @@ def gradient(live, input_ids):
     example = programs.objective.example(input_ids, jax.random.key(0))
 
     def loss(live):
-        logits = training_logits(
+        hidden, decoder = training_hidden(
             live, live, example, model=programs.model, sub=subs[-1], dropout_key=None
         )
-        return cross_entropy(logits, example.labels, weights=example.weights).mean
+        loss = programs.vocabulary(hidden, decoder, labels=example.labels, weights=example.weights)
+        return loss.mean
 
     return jax.grad(loss)(live)
 
