@@ -6,25 +6,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from b2b_jax.data import DataError, Prepared, train_batches
+from b2b_jax.data import Prepared, train_batches
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import build_model
-from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.continuing import continue_newest, naming_the_kept, open_writers
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.inherit import Hints
-from b2b_jax.train.meter import Accounting, Meter, NonFiniteLoss, Progress
+from b2b_jax.train.meter import Accounting, Meter, Progress
 from b2b_jax.train.processes import (
     LostProcess,
     Vote,
     Votes,
-    is_first,
     naming_lost_processes,
 )
 from b2b_jax.train.programs import Lessons, Programs
@@ -33,7 +32,7 @@ from b2b_jax.train.schedule import Phase
 from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.teacher import Teacher
-from b2b_jax.train.writers import CsvWriter, Reporter, TensorBoardWriter, metric_columns
+from b2b_jax.train.writers import Reporter, metric_columns
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,8 @@ class Trainer:
         self.schedule = config.schedule
         stored = self.lineage.get("growth_plan")
         plan = None if stored is None else GrowthPlan.from_json(json.dumps(stored))
-        self.programs = Programs(
-            config,
-            prepared.tokenizer,
-            plan=plan,
-            teacher=None
-            if teacher is None
-            else build_model(teacher.config, compute=config.compute),
-        )
+        model = None if teacher is None else build_model(teacher.config, compute=config.compute)
+        self.programs = Programs(config, prepared.tokenizer, plan=plan, teacher=model)
         self.teacher = (
             None
             if teacher is None
@@ -108,47 +101,20 @@ class Trainer:
             DataError: if the run was trained on other tokens.
             DamagedCheckpoint: if there are checkpoints, but none is sound.
         """
-        steps = self.checkpoints.steps()
-        if not steps:
+        found = continue_newest(
+            self.checkpoints,
+            abstract=self.programs.abstract_state(),
+            fingerprint=self.prepared.fingerprint,
+            reporter=self.reporter,
+        )
+        if found is None:
             self.reporter.note("start: no checkpoint yet, from step 0")
             assert self._initial is not None
             state, self._initial = self._initial(self.programs), None  # it may hold a whole model
             return state
-        problems = []
-        for step in reversed(steps):
-            try:
-                return self._continue(step)
-            except DamagedCheckpoint as error:
-                aside = self.checkpoints.set_aside(step)
-                if jax.process_count() > 1:
-                    # The others may be waiting for this one inside of Orbax.
-                    raise LostProcess(
-                        f"process {jax.process_index()}: {error}; set aside as {aside.name}. Start "
-                        "all processes again to go on from the checkpoint before it"
-                    ) from error
-                self.reporter.note(f"start: {error}; set aside as {aside.name}")
-                problems.append(str(error))
-        raise DamagedCheckpoint(
-            "No checkpoint of this run is sound:\n  "
-            + "\n  ".join(problems)
-            + f"\nThey are kept in {self.config.run_dir}/checkpoints as damaged-*; repeat the "
-            "command to begin at step 0"
-        )
-
-    def _continue(self, step: int) -> TrainState:
-        meta = self.checkpoints.meta(step)
-        found, expected = meta["data"]["fingerprint"], self.prepared.fingerprint
-        if found != expected:
-            raise DataError(
-                f"{self.config.run_dir}: this run was trained on data {found[:12]}, the prepared "
-                f"data is now {expected[:12]} ({self.prepared.path}). Use the same text and "
-                "tokenizer, or another run_dir"
-            )
-        state = self.checkpoints.restore(step, self.programs.abstract_state())
-        self.meter.resume(Progress(**meta["progress"]))
-        self.lineage = meta["lineage"]
-        self.reporter.note(f"start: continues from the checkpoint of step {step}")
-        return state
+        self.meter.resume(Progress(**found.meta["progress"]))
+        self.lineage = found.meta["lineage"]
+        return found.state
 
     def run(self) -> Outcome:
         """Train to the end or until asked to stop; leaves a checkpoint in both cases.
@@ -167,7 +133,9 @@ class Trainer:
             resumed = self.checkpoints.latest_step() is not None
             state = self.start()
             start = saved = meter.progress.step
-            writers = self._open_writers(keep_through=start if resumed else -1, start=start)
+            columns = metric_columns(self.schedule.drawn_depths, copied=self._watched)
+            kept = start if resumed else -1
+            writers = open_writers(config, columns, keep_through=kept, start=start)
             for writer in writers:
                 stack.callback(writer.close)
             if not resumed:
@@ -214,18 +182,6 @@ class Trainer:
         if not isinstance(error, LostProcess):  # Orbax would wait for the process that is gone
             self.checkpoints.close()
 
-    def _open_writers(self, *, keep_through: int, start: int) -> list[Any]:
-        if not is_first():
-            return []
-        run_dir = Path(self.config.run_dir)
-        columns = metric_columns(self.schedule.drawn_depths, copied=self._watched)
-        writers: list[Any] = [
-            CsvWriter(run_dir / "metrics.csv", columns, keep_through=keep_through)
-        ]
-        if self.config.log.tensorboard == "on":
-            writers.append(TensorBoardWriter(run_dir / "tensorboard", start_step=start))
-        return writers
-
     def _batches(self, start: int) -> Iterator[Mapping[str, np.ndarray]]:
         train = self.config.train
         return train_batches(
@@ -252,7 +208,7 @@ class Trainer:
             self._compile(phase, state, input_ids, hints=hints)
         arguments = (state, input_ids) if hints is None else (state, input_ids, hints)
         state, metrics = self.programs.train_step(sub, lessons=lessons)(*arguments)
-        with self._naming_the_kept_checkpoint():
+        with naming_the_kept(self.checkpoints):
             self.meter.step(sub, metrics)
         self._tick()
         self.reporter.update(
@@ -287,25 +243,8 @@ class Trainer:
 
     def _read(self) -> None:
         """Wait for the device and read every loss."""
-        with self._naming_the_kept_checkpoint():
+        with naming_the_kept(self.checkpoints):
             self.meter.read()
-
-    @contextlib.contextmanager
-    def _naming_the_kept_checkpoint(self) -> Iterator[None]:
-        try:
-            yield
-        except NonFiniteLoss as error:
-            kept = self.checkpoints.latest_step()
-            what = (
-                "there is no checkpoint yet"
-                if kept is None
-                else (f"the checkpoint of step {kept} is kept")
-            )
-            raise NonFiniteLoss(
-                f"{error}; {what}. Lower optimizer.peak_learning_rate or raise "
-                "optimizer.warmup_steps",
-                step=error.step,
-            ) from None
 
     def _evaluates(self, done: int) -> bool:
         train = self.config.train

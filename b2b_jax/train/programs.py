@@ -14,6 +14,7 @@ from jaxtyping import Int, Shaped
 from b2b_jax.data import TokenizerInfo
 from b2b_jax.growth import GrowthPlan, copy_distances, grow_optimizer_state
 from b2b_jax.models import Model, build_model
+from b2b_jax.train.arrays import put_everywhere, put_rows
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.inherit import Hints, Inheritance, TopLogits
 from b2b_jax.train.objective import Objective
@@ -21,10 +22,9 @@ from b2b_jax.train.optim import make_optimizer, with_moments
 from b2b_jax.train.progressive import begin_phase
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import (
-    ShardingError,
     activation_place,
-    batch_parts,
     batch_sharding,
+    check_batch,
     local_rows,
     make_mesh,
     optimizer_shardings,
@@ -64,13 +64,7 @@ class Programs:
         if teacher is not None:
             teacher = dataclasses.replace(teacher, place=place)
             self.inheritance = Inheritance(teacher, config.inherit)
-        rows, parts = config.train.batch_size // config.train.micro_batches, batch_parts(self.mesh)
-        if rows % parts:
-            raise ShardingError(
-                f"train.batch_size / train.micro_batches is {rows}, which the {parts} parts of the "
-                f"mesh (data x fsdp) cannot share evenly; set a batch of a multiple of "
-                f"{parts * config.train.micro_batches}"
-            )
+        check_batch(self.mesh, config.train.batch_size, parts=config.train.micro_batches)
         self.optimizer = self._optimizer()
         causal = config.model.is_causal
         self.objective = Objective(
@@ -134,7 +128,7 @@ class Programs:
 
     def put_params(self, params: Params) -> Params:
         """Parameters from elsewhere, moved to their shards."""
-        return jax.tree.map(_put, params, self.param_shardings)
+        return jax.tree.map(put_everywhere, params, self.param_shardings)
 
     def create_state(self, params: Params) -> TrainState:
         """The state before the first update."""
@@ -171,18 +165,12 @@ class Programs:
 
     def put(self, rows: np.ndarray) -> Int[jax.Array, "B T"]:
         """The `local_rows` of a batch as one array over all devices."""
-        place_of = {row: place for place, row in enumerate(self.local_rows.tolist())}
-        shape = (self.config.train.batch_size, *rows.shape[1:])
-
-        def shard(index: Any) -> np.ndarray:
-            wanted = range(*index[0].indices(shape[0]))
-            return rows[place_of[wanted[0]] : place_of[wanted[-1]] + 1, *index[1:]]
-
-        return jax.make_array_from_callback(shape, batch_sharding(self.mesh), shard)
+        size, where = self.config.train.batch_size, batch_sharding(self.mesh)
+        return put_rows(rows, self.local_rows, sharding=where, batch_size=size)
 
     def put_whole(self, rows: np.ndarray) -> Shaped[jax.Array, "B ..."]:
         """Rows of a whole batch that every process has, as one array over all devices."""
-        return _put(rows, batch_sharding(self.mesh))
+        return put_everywhere(rows, batch_sharding(self.mesh))
 
     def is_compiled(self, sub: SubModel, *, lessons: Lessons = "labels") -> bool:
         """Whether the step of a sub-model has been compiled."""
@@ -205,7 +193,7 @@ class Programs:
             hints: of the teacher, for a step that learns from one.
         """
         whole = replicated(self.mesh)
-        knobs = {name: _put(value, whole) for name, value in self._knobs.items()}
+        knobs = {name: put_everywhere(value, whole) for name, value in self._knobs.items()}
         lessons: Lessons = "labels" if hints is None else "labels and teacher"
         compiled = self.lower_train_step(sub, state, input_ids, hints=hints).compile()
         self._train_steps[sub, lessons] = functools.partial(compiled, knobs)
@@ -285,7 +273,7 @@ class Programs:
 
     def put_teacher(self, params: Params) -> Params:
         """The teacher's parameters from elsewhere, moved to their shards."""
-        return jax.tree.map(_put, params, self.teacher_shardings)
+        return jax.tree.map(put_everywhere, params, self.teacher_shardings)
 
     @cached_property
     def keep_predictions(self) -> Callable[..., TopLogits]:
@@ -307,11 +295,3 @@ class Programs:
             )
             self._eval_steps[depths] = jax.jit(step, out_shardings=replicated(self.mesh))
         return self._eval_steps[depths]
-
-
-def _put(whole: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, as one array over all devices."""
-    if jax.process_count() == 1:
-        return jax.device_put(whole, sharding)
-    values = np.asarray(whole)
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

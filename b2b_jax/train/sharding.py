@@ -167,8 +167,8 @@ def param_spec(axes: Axes) -> PartitionSpec:
     """The mesh axis of every dimension of a parameter, None where it is whole.
 
     Example:
-        >>> param_spec(Axes.parse("kernel: layers | embed -> heads, head_dim"))
-        PartitionSpec(None, 'fsdp', 'tensor', None)
+        >>> tuple(param_spec(Axes.parse("kernel: layers | embed -> heads, head_dim")))
+        (None, 'fsdp', 'tensor', None)
     """
     spec: list[str | None] = []
     for name in axes.names:
@@ -231,9 +231,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """Parts that a batch is split into."""
-    return math.prod(mesh.shape[name] for name in BATCH_AXES)
+def check_batch(mesh: Mesh, batch_size: int, *, parts: int) -> None:
+    """Make sure that the devices share every part of a batch evenly.
+
+    Raises:
+        ShardingError: if they do not.
+    """
+    shares = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    if batch_size % (shares * parts):
+        raise ShardingError(
+            f"train.batch_size / train.micro_batches is {batch_size / parts:g}, which the {shares} "
+            "parts of the mesh (data x fsdp) cannot share evenly; set a batch of a multiple of "
+            f"{shares * parts}"
+        )
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from runs import STEPS, Recorder, tiny_run
 
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
-from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
 from b2b_jax.train.checksums import checksum, damaged, tree_checksums
 from b2b_jax.train.saved import load_model, save_model
 from b2b_jax.tree import flatten
@@ -127,12 +127,23 @@ def test_checkpoints_without_checksums_are_read(stopped):
     config, _ = copy(stopped, "old")
     (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
     meta = json.loads(path.read_text())
-    del meta["checksums"]
-    path.write_text(json.dumps(meta))
+    del meta["checksums"], meta["sha256"]
+    path.write_text(json.dumps({**meta, "format": 1}))
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     assert "checksums" not in checkpoints.meta(8)
     checkpoints.close()
     assert load_model(config.run_dir).step == 8
+    path.write_text(json.dumps({**meta, "format": 3, "library_version": "9.9"}))
+    with pytest.raises(CheckpointError, match=r"format 3, this version .* written by 9\.9"):
+        load_model(config.run_dir)
+
+
+def test_settings_that_changed_on_disk_are_noticed(stopped):
+    config, _ = copy(stopped, "meta")
+    (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
+    path.write_text(path.read_text().replace('"next_step": 8', '"next_step": 9'))
+    with pytest.raises(DamagedCheckpoint, match=r"8/meta: has changed since"):
+        load_model(config.run_dir)
 
 
 @given(

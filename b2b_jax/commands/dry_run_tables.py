@@ -1,0 +1,119 @@
+"""What `b2b dry-run` prints, as tables and lines."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from b2b_jax.commands.compiled_step import CompiledStep, human_size
+from b2b_jax.report.bounds import Bound, step_bound
+from b2b_jax.report.chips import Chip
+from b2b_jax.report.tables import render_rich
+from b2b_jax.train.config import RunConfig
+from b2b_jax.train.programs import Programs
+from b2b_jax.train.stages import SubModel
+from b2b_jax.train.writers import duration
+
+Bounds = Mapping[tuple[SubModel, bool], Bound]
+"""By sub-model, and whether a teacher is run as well."""
+
+
+def step_bound_of(step: CompiledStep, chip: Chip, devices: int) -> Bound:
+    """The least that a compiled step takes."""
+    assert step.memory is not None
+    return step_bound(
+        chip,
+        flops=step.flops / devices,
+        moved=step.touched + 2 * step.memory.work,
+        collectives=step.collectives,
+    )
+
+
+def memory_table(steps: Sequence[CompiledStep], chip: Chip | None) -> Table:
+    """Bytes on one device, step by step."""
+    limit = "" if chip is None else f", of {human_size(chip.memory)}"
+    rows = []
+    for step in steps:
+        cells = ["-"] * 4
+        if step.memory is not None:
+            memory = step.memory
+            sizes = (memory.parameters, memory.optimizer, memory.work, memory.peak)
+            cells = [human_size(size) for size in sizes]
+        rows.append([step.name, f"{step.seconds:.0f}", *cells, "no" if step.problem else "yes"])
+    headings = ["step", "compiled in s", "parameters", "optimizer", "work space", "peak", "fits"]
+    return render_rich(f"Memory on one device{limit}", headings, rows=rows)
+
+
+def collectives_table(step: CompiledStep) -> Table:
+    """Exchanges between devices, by kind and size of group."""
+    rows = []
+    for kind, group in sorted({(one.kind, one.group) for one in step.collectives}):
+        those = [one for one in step.collectives if (one.kind, one.group) == (kind, group)]
+        largest = max(those, key=lambda one: one.result_bytes)
+        rows.append(
+            [
+                f"{kind} of {group}",
+                str(sum(one.times for one in those)),
+                f"{sum(one.sent_bytes for one in those) / 1e6:,.1f}",
+                largest.shapes[-1] if largest.shapes else "-",
+            ]
+        )
+    headings = ["exchange", "times", "MB sent by a device", "largest result"]
+    return render_rich(f"{step.name}: exchanges of one step", headings, rows=rows)
+
+
+def gathered(step: CompiledStep, programs: Programs) -> str:
+    """How often parameters are collected, which their shares do not need more than twice."""
+    width = 2 if programs.config.compute.dtype == "bfloat16" else 4
+    tensor = programs.mesh.shape["tensor"]
+    whole = width * sum(map(math.prod, programs.model.shapes.values())) / tensor
+    got = sum(one.result_bytes * one.times for one in step.collectives if one.kind == "all-gather")
+    if programs.mesh.shape["fsdp"] == 1:
+        return "no parameter has to be gathered: fsdp is 1"
+    return (
+        f"all-gathers bring {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
+        f"{programs.config.compute.dtype}; sharded parameters need one for the forward pass and "
+        "one for the backward"
+    )
+
+
+def speed_table(
+    steps: Sequence[CompiledStep],
+    bounds: Bounds,
+    config: RunConfig,
+    devices: int,
+) -> Table:
+    """FLOPs and bounds, step by step."""
+    tokens = config.train.batch_size * config.train.sequence_length
+    rows = []
+    for step in steps:
+        bound = bounds[step.sub, step.taught]
+        rows.append(
+            [
+                step.name,
+                f"{step.flops:.3g}",
+                f"{step.flops / devices:.3g}",
+                *(f"{1e3 * part:.2f}" for part in (bound.compute, bound.memory, bound.links)),
+                bound.binds,
+                f"{tokens / bound.seconds:,.0f}",
+            ]
+        )
+    headings = ["step", "FLOPs", "on a device", "compute ms", "memory ms", "links ms"]
+    headings += ["binds", "tokens/s at most"]
+    return render_rich("The least that a step takes", headings, rows=rows)
+
+
+def run_length(config: RunConfig, bounds: Bounds) -> str:
+    """How long the whole run takes at least."""
+    seconds = sum(
+        phase.steps
+        * statistics.fmean(bounds[sub, phase.needs_teacher].seconds for sub in phase.subs)
+        for phase in config.schedule.phases
+        if phase.steps
+    )
+    told = f"{seconds / 86400:.2f} days" if seconds > 86400 else duration(seconds)
+    return (
+        f"run: {config.train.steps:,} steps take at least {told}; what a step reaches of its bound "
+        "is to be measured"
+    )
