@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
 from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
@@ -12,7 +11,6 @@ from b2b_jax.commands.options import add_hf_options, heads, shard_bytes
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_TRY_AGAIN = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,42 +172,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from b2b_jax.commands.train import train_command
-    from b2b_jax.config import load_run_config
-    from b2b_jax.train.processes import (
-        LostProcess,
-        is_alone,
-        is_first,
-        join_processes,
-        naming_lost_processes,
-    )
-    from b2b_jax.train.writers import QuietReporter, TerminalReporter
+    from b2b_jax.commands.job import train_job
 
-    join_processes()
-    config = load_run_config(options.config, options.overrides)
-    reporter = TerminalReporter("train") if is_first() else QuietReporter()
-    try:
-        with naming_lost_processes():
-            return train_command(config, reporter=reporter).exit_code
-    except LostProcess as error:
-        print(f"b2b: {error}", file=sys.stderr, flush=True)
-        # Leaving in order would wait for a process that is gone, or waits for this one.
-        os._exit(EXIT_TRY_AGAIN)
-    except Exception as error:
-        if is_alone():
-            raise
-        failure = error
-
-        def fail() -> int:
-            raise failure
-
-        try:
-            code = _guarded(fail)
-        except Exception:
-            traceback.print_exc()
-            code = EXIT_ERROR
-        sys.stderr.flush()
-        os._exit(code)
+    return train_job(options.config, options.overrides, guard=_guarded)
 
 
 def _dry_run(options: argparse.Namespace) -> int:

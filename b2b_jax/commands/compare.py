@@ -3,12 +3,12 @@
 import functools
 import math
 import os
-import platform
 import shutil
 from pathlib import Path
 
 import jax
 
+from b2b_jax.commands.compare_facts import machine, model_fingerprint
 from b2b_jax.commands.compare_reporter import CompareReporter
 from b2b_jax.commands.compare_runs import DISK_FULL, RunSitter, Stopped, all_words, is_trained
 from b2b_jax.commands.first_losses import remove_first_losses, write_first_losses
@@ -17,11 +17,11 @@ from b2b_jax.commands.prepare import prepare_command
 from b2b_jax.commands.starts import write_start
 from b2b_jax.commands.train import planned_cost
 from b2b_jax.compare import CompareConfig, Entry, Journal, Plan, SourceSpec
-from b2b_jax.compare.identity import code_version, digest
+from b2b_jax.compare.identity import code_version
 from b2b_jax.compare.journal import FILE, EntryRecord, RunRecord, SourceRecord, StartRecord
 from b2b_jax.models import ConfigError
 from b2b_jax.report import ReportError
-from b2b_jax.train.saved import load_model, read_meta, total_cost
+from b2b_jax.train.saved import read_meta, total_cost
 from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.writers import Reporter
 
@@ -67,18 +67,6 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
     return 0
 
 
-def _fingerprint(folder: str) -> str:
-    """Of a model that was not trained here: parameters and config."""
-    saved = load_model(folder)
-    return digest({"parameters": saved.fingerprint, "config": saved.config.to_dict()})
-
-
-def _machine() -> str:
-    device = jax.devices()[0].device_kind
-    cores = f"{os.cpu_count()} cores, {platform.machine()}"
-    return f"{jax.device_count()} x {device}, {cores}, jax {jax.__version__}"
-
-
 class _Comparison:
     """The state of one sitting."""
 
@@ -89,7 +77,7 @@ class _Comparison:
         self.reporter = CompareReporter(reporter)
         self.plan = Plan(
             config,
-            fingerprint=functools.cache(_fingerprint),
+            fingerprint=functools.cache(model_fingerprint),
             tokens=functools.cache(
                 lambda data: prepare_command(data, reporter=reporter).fingerprint
             ),
@@ -100,7 +88,7 @@ class _Comparison:
             title=config.title,
             command=command,
             code=code_version(),
-            machine=_machine(),
+            machine=machine(),
             seeds=list(config.seeds),
             entries=[
                 EntryRecord(

@@ -18,6 +18,11 @@ AttentionImplementation = Literal["auto", "xla", "cudnn"]
 Remat = Literal["none", "dots", "full"]
 Place = Callable[[Array, tuple[str | None, ...]], Array]
 """``(activation, names of its axes) -> the same activation``, held in its shards of a mesh."""
+RESIDUAL = ("batch", "tokens", "embed")
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),

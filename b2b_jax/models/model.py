@@ -13,15 +13,18 @@ from jaxtyping import Array, Bool, Float, Int
 from b2b_jax.axes import AxisTable, shapes
 from b2b_jax.models.config import ConfigError, ModelConfig
 from b2b_jax.models.heads import Decoder, LinearHead, MlmHead, NspHead, Pooler
-from b2b_jax.models.layers import Block, Compute, Embeddings, Place, anywhere, layer_norm
+from b2b_jax.models.layers import (
+    REMAT_POLICIES,
+    RESIDUAL,
+    Block,
+    Compute,
+    Embeddings,
+    Place,
+    anywhere,
+    layer_norm,
+)
 from b2b_jax.tree import check_structure
 from b2b_jax.types import Params, PRNGKey
-
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-RESIDUAL = ("batch", "tokens", "embed")
 
 
 @dataclass(frozen=True)
@@ -281,27 +284,3 @@ class Model:
             token_type_ids: segment ids (BERT); zeros by default.
         """
         return self.logits(params, self.hidden(params, input_ids, attention_mask, token_type_ids))
-
-
-def build_model(
-    cfg: ModelConfig, *, compute: Compute | None = None, place: Place = anywhere
-) -> Model:
-    """Make the model of a config.
-
-    Args:
-        cfg: sizes and constants.
-        compute: dtype, kernels and memory-for-time trades; the default is plain float32.
-        place: holds activations in their shards; see `Model`.
-
-    Raises:
-        ConfigError: lists everything about the config that cannot be built.
-
-    Example:
-        >>> import jax
-        >>> from b2b_jax.models import preset
-        >>> model = build_model(preset("bert-tiny").replace(num_hidden_layers=1))
-        >>> params = model.init(jax.random.key(0))
-        >>> model.apply(params, jax.numpy.ones((2, 5), int)).shape
-        (2, 5, 8192)
-    """
-    return Model(cfg.validate(), compute or Compute(), place)
