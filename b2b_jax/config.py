@@ -17,6 +17,21 @@ from b2b_jax.train.config import RunConfig
 from b2b_jax.train.saved import read_meta
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no field is given twice: of two the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if lines.setdefault(key.value, line) != line and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands in line {lines[key.value]} and again here",
+                    problem_mark=key.start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping and everything that it extends.
 
@@ -33,7 +48,7 @@ def _read_yaml(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in readers:
         raise ConfigError(f"{path}: extends itself, through {[str(r) for r in readers]}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -126,6 +126,7 @@ class _Comparison:
         if self.config.first_losses and not self.failed:
             write_first_losses(self.plan, reporter=self.reporter)
         self._save()
+        self.reporter.note(f"done; tables and pictures: b2b plot {self.plan.root}")
 
     def _save(self) -> None:
         write_json(self.plan.root / FILE, self.journal.to_dict())

@@ -83,7 +83,14 @@ def _table(runs: list[_DryRun], config: CompareConfig) -> Table:
     scratch = next((dry for dry in runs if dry.name == "scratch"), None)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     table = Table(title=f"{config.title}: every run compiles and shards on {devices}")
-    headings = ("run", "parameters", "steps", "FLOPs (ELECTRA)", "FLOPs (exact)", "saving if all")
+    headings = (
+        "run",
+        "parameters",
+        "steps",
+        "FLOPs (ELECTRA)",
+        "FLOPs (exact)",
+        "saving if all steps are needed",
+    )
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right")
     whole = planned_cost(scratch.run) if scratch else None

@@ -223,5 +223,6 @@ def _method_result(root: Path, journal: Journal, entry: EntryRecord) -> MethodRe
         learning_rate=rate or 0.0,
         trials=tuple(sorted(trials, key=lambda trial: trial.seed)),
         sweep={run.rate: run.final_loss for run in swept} if len(entry.rates) > 1 else {},
-        rate_from=journal.entry(entry.rate_of).label if entry.rate_of else "",
+        rate_from=entry.rate_of,
+        rate_from_label=journal.entry(entry.rate_of).label if entry.rate_of else "",
     )

@@ -29,6 +29,8 @@ from b2b_jax.train.saved import read_meta
 FIELDS = tuple(field.name for field in dataclasses.fields(CompareConfig) if field.name != "entries")
 FIELDS += ("base", "methods", "peak_learning_rates")
 ENTRY_FIELDS = ("method", "source", "peak_learning_rates", "learning_rate_of", "run")
+EVALUATIONS = 20
+"""Of a run of as many steps as scratch, where the config does not say."""
 # What a comparison sets itself, so that nothing else may.
 OWN = ("run_dir", "init", "model", "train.seed", "inherit.teacher", "inherit.steps")
 
@@ -95,9 +97,13 @@ class _Reader(Values):
     def _base(self, values: Mapping[str, Any]) -> dict[str, Any]:
         base = self.mapping(values, "base")
         self._refuse_own(base, "base.", (*OWN, "inherit", "progressive", "two_stage.steps"))
-        _, found = build(RunConfig, base, where="base.")
+        whole, found = build(RunConfig, base, where="base.")
         self.problems += found
-        return {} if found else base
+        if found:
+            return {}
+        # Costs are read between evaluations, so that a curve needs more than its two ends.
+        train = {"eval_every": max(whole.train.steps // EVALUATIONS, 1), **base.get("train", {})}
+        return {**base, "train": train}
 
     def _refuse_own(
         self, values: Mapping[str, Any], where: str, own: tuple[str, ...] = OWN
@@ -141,6 +147,9 @@ class _Reader(Values):
                     for field in fields
                     if field != "folder"
                 ]
+                if not Path(folder).is_dir():
+                    self.problems.append(f"{where}folder: {folder}: no such folder")
+                    continue
                 specs.append(SourceSpec(name, RunConfig(model=_model_in(folder)), folder))
                 continue
             model = self._model(fields.pop("model", {}), f"{where}model.")

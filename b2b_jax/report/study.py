@@ -41,7 +41,8 @@ class MethodResult:
         trials: runs at that rate, one per seed.
         sweep: peak learning rate -> final held-out loss with the sweep's seed, None where it
             diverged; empty if the rate was not swept for this method.
-        rate_from: label of the method whose sweep chose the rate, if not its own.
+        rate_from: name of the method whose sweep chose the rate, if not its own.
+        rate_from_label: what a reader calls that method.
     """
 
     name: str
@@ -50,6 +51,7 @@ class MethodResult:
     trials: tuple[Trial, ...]
     sweep: dict[float, float | None]
     rate_from: str = ""
+    rate_from_label: str = ""
 
 
 @dataclass(frozen=True)

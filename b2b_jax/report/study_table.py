@@ -57,7 +57,11 @@ def methods_csv(study: Study) -> str:
         line += [len(statuses), row.counted, row.missed]
         line += [statuses.count("diverged"), statuses.count("unfinished")]
         spreads = [row.first_loss, row.final_loss, row.gain]
-        spreads += [getattr(row.costs[unit], part) for unit in UNITS for part in COST_PARTS]
+        spreads += [
+            None if row.missed and part != "cost" else getattr(row.costs[unit], part)
+            for unit in UNITS
+            for part in COST_PARTS
+        ]
         for one in spreads:
             line += [one.mean, one.std] if one else [None, None]
         lines.append(line)
@@ -81,7 +85,10 @@ def trials_csv(study: Study) -> str:
             line += [one.first_loss, one.last_loss]
             for unit in UNITS:
                 line += [base.totals[unit] if base else None, trial.source_cost.get(unit)]
-                line += [getattr(one.savings[unit], part) for part in COST_PARTS]
+                # Of a run that did not get there the cost is a bound, and a saving is not known.
+                parts = COST_PARTS if one.reached else ("cost",)
+                line += [getattr(one.savings[unit], part) for part in parts]
+                line += [None] * (len(COST_PARTS) - len(parts))
             lines.append(line)
     return render_csv(header, lines)
 
@@ -227,7 +234,7 @@ def _rate(rate: float) -> str:
 
 def _rate_origin(method: MethodResult) -> str:
     if method.rate_from:
-        return f" (as {method.rate_from})"
+        return f" (as {method.rate_from_label or method.rate_from})"
     return "" if method.sweep else " (not swept)"
 
 

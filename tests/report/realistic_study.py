@@ -102,7 +102,8 @@ def realistic_study() -> Study:
                 learning_rate=1e-3,
                 trials=tuple(trials),
                 sweep={5e-4: 5.31, 1e-3: 5.22, 2e-3: 5.25} if swept else {},
-                rate_from="" if swept else "AKI",
+                rate_from="" if swept else "aki",
+                rate_from_label="" if swept else "AKI",
             )
         )
     source = curve(99, head_start=0, first=10.3, cheap=(1, 0.35, (4,)))

@@ -195,7 +195,7 @@ def test_without_scratch_losses_are_shown_and_no_savings():
 def test_the_sweep_names_rates_chosen_and_diverged():
     swept = method("a", trial(1, [6, 2]), sweep={5e-4: 3.1, 1e-3: 2.0, 2e-3: None})
     edge = method("b", trial(1, [6, 2]), sweep={1e-3: 2.0, 2e-3: 2.5})
-    borrowed = method("c", trial(1, [6, 2]), rate_from="A")
+    borrowed = method("c", trial(1, [6, 2]), rate_from="a", rate_from_label="A")
     lines = sweep_table(study(swept, edge, borrowed)).splitlines()
     assert lines[0] == "| final loss at a peak learning rate of | 0.0005 | 0.001 | 0.002 |"
     assert lines[2:4] == ["| A | 3.100 | **2.000** | diverged |", "| B | - | **2.000** | 2.500 |"]
