@@ -43,7 +43,7 @@ def test_yaml_holds_differences_and_extends(tmp_path):
     write(tmp_path / "base.yaml", "train: {steps: 7, batch_size: 8}\nmodel: {preset: bert-tiny}")
     run = write(
         tmp_path / "run.yaml",
-        "extends: base.yaml\nrun_dir: x\ntrain: {batch_size: 4}\n"
+        "extends: base.yaml\nrun_dir: x\n"
         "optimizer: {warmup_steps: 2, peak_learning_rate: 2e-3}\n"
         "train: {batch_size: 4, sequence_length: 32, steps: 7}",
     )
@@ -51,6 +51,12 @@ def test_yaml_holds_differences_and_extends(tmp_path):
     assert (config.train.steps, config.train.batch_size) == (7, 4)
     assert config.optimizer.peak_learning_rate == 2e-3  # text to YAML 1.1
     assert config.model == preset("bert-tiny")
+
+
+def test_a_field_that_is_given_twice_is_named_with_both_lines(tmp_path):
+    run = write(tmp_path / "run.yaml", "train: {steps: 7}\nrun_dir: x\ntrain: {batch_size: 4}")
+    with pytest.raises(ConfigError, match=r"'train' stands in line 1 and again here(.|\n)*line 3"):
+        load_run_config(run)
 
 
 def test_flags_override_any_field(tmp_path):

@@ -189,6 +189,11 @@ def test_the_documented_config_can_be_run(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").write_text("Words.")
     path = tmp_path / "documented.yaml"
-    path.write_text(whole.replace("corpus/", f"{tmp_path}/corpus/"))
+    text = whole.replace("corpus/", f"{tmp_path}/corpus/")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"sources.given.folder: runs/my-bert: no such folder"):
+        load_compare_config(path)
+    (tmp_path / "my-bert").mkdir()
+    path.write_text(text.replace("runs/my-bert", str(tmp_path / "my-bert")))
     config = load_compare_config(path)
     assert [entry.name for entry in config.entries] == ["scratch", "aki", "bert2bert"]
