@@ -136,7 +136,7 @@ def _local(
 
     def one_block(carry: Any, block: Any) -> tuple[Any, Any]:
         x_ND, label_N, weight_N = block
-        logits = jnp.einsum("nd,vd->nv", x_ND, table_VD, preferred_element_type=jnp.float32) + bias
+        logits = jnp.einsum("rd,vd->rv", x_ND, table_VD, preferred_element_type=jnp.float32) + bias
         peak = over_tensor(jax.lax.pmax, jax.lax.stop_gradient(logits.max(axis=-1)))
         unscaled = jnp.exp(logits - peak[:, None])
         scale = over_tensor(jax.lax.psum, unscaled.sum(axis=-1))
@@ -148,9 +148,9 @@ def _local(
         d_logits = (unscaled / scale[:, None] - is_label) * weight_N[:, None]
         d_bias = carry[2] + d_logits.sum(axis=0)
         d_logits = d_logits.astype(dtype)
-        d_x = jnp.einsum("nv,vd->nd", d_logits, table_VD, preferred_element_type=jnp.float32)
+        d_x = jnp.einsum("rv,vd->rd", d_logits, table_VD, preferred_element_type=jnp.float32)
         d_table = carry[1] + jnp.einsum(
-            "nv,nd->vd", d_logits, x_ND, preferred_element_type=jnp.float32
+            "rv,rd->vd", d_logits, x_ND, preferred_element_type=jnp.float32
         )
         return (total, d_table, d_bias), over_tensor(jax.lax.psum, d_x).astype(dtype)
 
