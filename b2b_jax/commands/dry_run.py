@@ -24,6 +24,7 @@ from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.report.chips import Chip, chip_of_kind
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.programs import Programs
+from b2b_jax.train.saved import read_meta
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import MeshConfig, ShardingError
 from b2b_jax.train.stages import SubModel
@@ -85,8 +86,6 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
 def _programs(config: RunConfig, devices: Sequence[Any]) -> Programs:
     teacher = None
     if config.inherit.steps:
-        from b2b_jax.train.saved import read_meta
-
         of_teacher = ModelConfig.from_dict(read_meta(config.inherit.teacher)["model"])
         teacher = build_model(of_teacher, compute=config.compute)
     tokenizer = stand_in_tokenizer(config.model)

@@ -45,7 +45,7 @@ class Checkpoints:
         if config.keep_best:
             policies.append(
                 preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["heldout_loss"],
+                    get_metric_fn=_heldout_loss,
                     reverse=True,
                     n=config.keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -57,7 +57,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 # Makes Orbax keep the losses on disk, so that a continued run knows the best.
-                best_fn=lambda metrics: metrics["heldout_loss"],
+                best_fn=_heldout_loss,
                 best_mode="min",
                 enable_async_checkpointing=True,
             ),
@@ -172,6 +172,10 @@ def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
             f"{meta.get('library_version')}"
         )
     return meta
+
+
+def _heldout_loss(metrics: Any) -> float:
+    return metrics["heldout_loss"]
 
 
 def _items(state: TrainState) -> dict[str, Any]:

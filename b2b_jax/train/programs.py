@@ -180,18 +180,11 @@ class Programs:
         self,
         sub: SubModel,
         state: TrainState,
-        input_ids: Int[jax.Array, "B T"] | jax.ShapeDtypeStruct,
+        input_ids: Int[jax.Array, "B T"],
         *,
         hints: Hints | None = None,
     ) -> None:
-        """Trace and compile the step of a sub-model for arguments like these; do not run it.
-
-        Args:
-            sub: what runs and what is trained.
-            state: the state, or its abstract form.
-            input_ids: a batch, or its abstract form.
-            hints: of the teacher, for a step that learns from one.
-        """
+        """Compile what `lower_train_step` traces, for `train_step` to run."""
         whole = replicated(self.mesh)
         knobs = {name: put_everywhere(value, whole) for name, value in self._knobs.items()}
         lessons: Lessons = "labels" if hints is None else "labels and teacher"

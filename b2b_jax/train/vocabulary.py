@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from b2b_jax.models import Decoder
 from b2b_jax.train.losses import LossSum, cross_entropy
+from b2b_jax.train.sharding import BATCH_AXES, PARAM_RULES
 
 LOGITS_BYTES = 2**28
 """Float32 logits that one device holds at a time."""
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def _run(loss: VocabularyLoss, *arrays: Array, gradients: bool) -> tuple[Array, 
     local = functools.partial(_local, logits_bytes=loss.logits_bytes, gradients=gradients)
     if loss.mesh is None or loss.mesh.size == 1:
         return local(*arrays, axes=None)
-    batch, table = PartitionSpec(BATCH_AXES), PartitionSpec("tensor", "fsdp")
-    vocab = PartitionSpec("tensor")
+    batch, vocab = PartitionSpec(BATCH_AXES), PartitionSpec(PARAM_RULES["vocab"])
+    table = PartitionSpec(PARAM_RULES["vocab"], PARAM_RULES["embed"])
     outputs = (PartitionSpec(), batch, table, vocab) if gradients else (PartitionSpec(),)
     return jax.shard_map(
         functools.partial(local, axes=loss.mesh.axis_names),
