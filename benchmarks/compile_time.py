@@ -21,30 +21,12 @@ TINY = Workload(model="bert-tiny", layers=2, batch_size=2, sequence_length=16, m
 
 def measure(load: Workload) -> tuple[float, float]:
     """Seconds of tracing and lowering, and of compiling, as `Programs.compile_train_step` does."""
-    import jax
-    import numpy as np
-
-    from b2b_jax.train.sharding import batch_sharding
     from b2b_jax.train.stages import full_model
-    from b2b_jax.train.step import make_train_step
 
     made = our_step.programs(load)
-    state = made.abstract_state()
-    ids = jax.ShapeDtypeStruct(
-        (load.batch_size, load.sequence_length), np.int32, sharding=batch_sharding(made.mesh)
-    )
-    step = make_train_step(
-        made.model,
-        made.optimizer,
-        objective=made.objective,
-        sub=full_model(made.config.model.num_hidden_layers),
-        seed=0,
-        micro_batches=1,
-        mesh=made.mesh,
-    )
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(made.state_shardings, None))
+    full = full_model(made.config.model.num_hidden_layers)
     start = time.perf_counter()
-    lowered = jitted.lower(state, ids)
+    lowered = made.lower_train_step(full, made.abstract_state(), made.abstract_batch())
     traced = time.perf_counter()
     lowered.compile()
     return traced - start, time.perf_counter() - traced
