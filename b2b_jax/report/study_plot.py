@@ -1,5 +1,6 @@
 """Pictures of a study: held-out loss against cost, and what each method saves."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +42,10 @@ class MeanCurve:
 
 
 def mean_curve(trials: tuple[Trial, ...], unit: Unit, *, num_layers: int) -> MeanCurve | None:
-    """Average curves at equal cost, over the range of costs that all of them cover.
+    """Average cost and loss at equal steps, over the steps that all runs were evaluated at.
 
-    Linear between the evaluations of a run. Finished runs are averaged; if there is none, those
-    that diverged or are unfinished, as far as all of them go.
+    Finished runs are averaged; if there is none, those that diverged or are unfinished, as far as
+    all of them go. Not at equal cost: of time the fastest run would end all curves.
 
     Args:
         trials: runs of one method.
@@ -52,30 +53,23 @@ def mean_curve(trials: tuple[Trial, ...], unit: Unit, *, num_layers: int) -> Mea
         num_layers: of the whole model.
 
     Returns:
-        None if there is no such range.
+        None if there is no such step.
     """
-    done = [trial for trial in trials if trial.status == "done"]
-    finite = [(trial.curve, np.isfinite(trial.curve.loss)) for trial in done or trials]
-    lines = [(curve, getattr(curve, unit)[seen], seen) for curve, seen in finite if seen.any()]
-    if not lines:
+    curves = [t.curve for t in trials if t.status == "done"] or [t.curve for t in trials]
+    finite = [curve.steps[np.isfinite(curve.loss)] for curve in curves]
+    shared = functools.reduce(np.intersect1d, finite) if finite else np.array([])
+    if not shared.size:
         return None
-    grid = np.unique(np.concatenate([cost for _, cost, _ in lines]))
-    first, last = max(cost[0] for _, cost, _ in lines), min(cost[-1] for _, cost, _ in lines)
-    grid = grid[(grid >= first) & (grid <= last)]
-    if not grid.size:
-        return None
-    losses = np.array([np.interp(grid, cost, curve.loss[seen]) for curve, cost, seen in lines])
-    whole = [_whole_from(cost, curve.layers[seen] >= num_layers) for curve, cost, seen in lines]
+    seen = [np.searchsorted(curve.steps, shared) for curve in curves]
+    costs = np.array([getattr(c, unit)[at] for c, at in zip(curves, seen, strict=True)])
+    losses = np.array([c.loss[at] for c, at in zip(curves, seen, strict=True)])
+    layers = np.array([c.layers[at] for c, at in zip(curves, seen, strict=True)])
     return MeanCurve(
-        cost=grid,
+        cost=costs.mean(axis=0),
         loss=losses.mean(axis=0),
-        deviation=losses.std(axis=0, ddof=1) if len(lines) > 1 else np.zeros(grid.size),
-        growing=grid < max(whole),
+        deviation=losses.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(shared.size),
+        growing=np.any(layers < num_layers, axis=0),
     )
-
-
-def _whole_from(cost: np.ndarray, whole: np.ndarray) -> float:
-    return float(cost[whole][0]) if whole.any() else float("inf")
 
 
 def study_figure(study: Study, *, x: Unit) -> Any:

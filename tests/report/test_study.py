@@ -222,16 +222,18 @@ def test_the_footnote_says_who_used_which_seeds():
     assert "(SCRATCH: 1, 2; M: 1)" in footnote(study(method("m", trial(1, [6, 2]))))
 
 
-def test_seeds_are_averaged_at_equal_cost():
-    slow = trial(2, [8, 4, 2])
-    slow = replace(slow, curve=replace(slow.curve, exact=np.array([0.0, 20.0, 40.0])))
+def test_seeds_are_averaged_at_equal_steps_to_the_end_of_the_slowest():
+    slow = trial(2, [6, 6, 4], layers=[1, 1, 2])
+    slow = replace(slow, curve=replace(slow.curve, exact=np.array([0.0, 20.0, 60.0])))
     lost = trial(3, [99, 99], status="diverged", at=1)
     runs = (trial(1, [8, 4, 2, 1], layers=[1, 2, 2, 2]), slow, lost)
     mean = mean_curve(runs, "exact", num_layers=LAYERS)
-    np.testing.assert_allclose(mean.cost, [0, 10, 20, 30])  # the end of the shorter one
-    np.testing.assert_allclose(mean.loss, [8, 5, 3, 2])
-    np.testing.assert_allclose(mean.deviation, np.sqrt(2) * np.array([0, 1, 1, 1]))
-    assert mean.growing.tolist() == [True, False, False, False]
+    np.testing.assert_allclose(mean.cost, [0, 15, 40])  # of the steps that both have
+    np.testing.assert_allclose(mean.loss, [7, 5, 3])
+    np.testing.assert_allclose(mean.deviation, np.sqrt(2) * np.array([1, 1, 1]))
+    assert mean.growing.tolist() == [True, True, False]
+    unfinished = (replace(slow, status="unfinished"), lost)
+    np.testing.assert_allclose(mean_curve(unfinished, "exact", num_layers=LAYERS).cost, [0, 15])
 
 
 @pytest.fixture(scope="module")
