@@ -197,9 +197,11 @@ def _limit(full: Any, zoom: Any, *, means: list[MeanCurve], target: float | None
     first = [float(mean.cost[mean.cost > 0][0]) for mean in means if (mean.cost > 0).any()]
     if first:
         full.set_xscale("symlog", linthresh=max(first), linscale=0.6)
-        powers = range(math.ceil(math.log10(max(first))), math.floor(math.log10(longest)) + 1)
-        full.set_xticks([0, *(10.0**power for power in powers)])
-        full.set_xticks([n * 10.0 ** (p - 1) for p in powers for n in range(2, 10)], minor=True)
+        powers = range(math.floor(math.log10(max(first))), math.floor(math.log10(longest)) + 1)
+        ticks = [n * 10.0**p for p in powers for n in (1, 2, 5)]
+        ticks = [0.0, *(tick for tick in ticks if max(first) <= tick <= 1.1 * longest)]
+        full.set_xticks(ticks, [f"{tick:g}".replace("e+", "e") for tick in ticks])
+        full.set_xticks([n * 10.0**p for p in powers for n in range(2, 10)], minor=True)
     full.set_yscale("log")
     full.set_ylim(0.98 * lowest, 1.03 * highest)
     low, high = full.get_ylim()
