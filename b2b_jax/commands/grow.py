@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from b2b_jax.commands.costs import calibrated, grow_jitted, report_costs, report_step_gain
 from b2b_jax.commands.folders import refuse_filled, write_json, write_text
 from b2b_jax.commands.grow_hf import grow_hf_folder
@@ -13,6 +15,7 @@ from b2b_jax.convert import is_hf_folder
 from b2b_jax.convert.writing import new_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
+from b2b_jax.train.arrays import host_device
 from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.saved import SavedModel, load_model, read_meta, save_model, total_cost
 from b2b_jax.train.writers import Reporter
@@ -49,7 +52,9 @@ def grow_command(request: GrowRequest, *, reporter: Reporter) -> None:
     refuse_filled(target, source=request.source, existing=request.existing)
     for line in plan.describe().splitlines():
         reporter.note(line)
-    grown = grow_jitted(saved.params, plan)
+    # From file to file: the larger model need not fit one accelerator.
+    with jax.default_device(host_device()):
+        grown = grow_jitted(saved.params, plan)
     config = ModelConfig.from_dict(plan.target)
     _write(target, config, grown, plan=plan, lineage=lineage)
     report_costs(source, (config, grown), sample, plan=plan, reporter=reporter)

@@ -2,17 +2,16 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import yaml
 
 from b2b_jax.commands.folders import write_json, write_text, write_yaml
+from b2b_jax.commands.origin import Origin, find_origin, init_fingerprint
 from b2b_jax.commands.prepare import prepare_command
 from b2b_jax.commands.run_card import describe_run, run_card
 from b2b_jax.commands.teacher import load_teacher, with_teacher
@@ -21,19 +20,14 @@ from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError, ModelConfig
 from b2b_jax.report.chips import peak_flops
 from b2b_jax.report.flops import StepCost, forward_cost, step_cost
-from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.processes import is_first, require_equal, wait_for_all
-from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import (
-    SavedModel,
     load_model,
-    load_optimizer,
-    total_cost,
 )
-from b2b_jax.train.state import TrainState
 from b2b_jax.train.writers import Reporter, duration
 
 
@@ -55,7 +49,9 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     prepared = _prepared(config, reporter=reporter)
     _check_vocabulary(config, prepared)
     # Of a run that has a checkpoint the origin is what it recorded, whatever init holds by now.
-    origin = _origin(config, reporter=reporter) if begun is None else _Origin(begun.meta["lineage"])
+    origin = (
+        find_origin(config, reporter=reporter) if begun is None else Origin(begun.meta["lineage"])
+    )
     lineage = origin.lineage
     _check_grown(config, lineage)
     teacher = load_teacher(config) if config.inherit.steps else None
@@ -181,7 +177,7 @@ def _is_same_model(run_dir: Path, field: str, config: RunConfig) -> bool:
         return False
     try:
         lineage = json.loads((run_dir / "lineage.json").read_text(encoding="utf-8"))
-        return load_model(folder).fingerprint == lineage.get(names[field])
+        return init_fingerprint(folder) == lineage.get(names[field])
     except (OSError, ValueError):  # CheckpointError and ConvertError are ValueErrors
         return False
 
@@ -203,21 +199,6 @@ def _begun(run_dir: Path, config: RunConfig) -> _Begun | None:
         return None if newest is None else _Begun(*newest)
     finally:
         checkpoints.close()
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a run starts from.
-
-    Attributes:
-        lineage: JSON values to keep.
-        initial: makes the first state.
-    """
-
-    lineage: dict[str, Any]
-    initial: Callable[[Programs], TrainState] = field(
-        default=lambda programs: programs.create_state(programs.init_params())
-    )
 
 
 def _check_grown(config: RunConfig, lineage: Mapping[str, Any]) -> None:
@@ -243,58 +224,3 @@ def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
             f"{prepared.tokenizer.vocab_size} tokens ({prepared.path}); set at least that many, "
             "or data.vocab_size lower"
         )
-
-
-def _origin(config: RunConfig, *, reporter: Reporter) -> _Origin:
-    lineage: dict[str, Any] = {"library_version": version("b2b_jax")}
-    if not config.init:
-        return _Origin(lineage)
-    saved = load_model(config.init)
-    _check_same_model(config, saved)
-    reporter.note(f"init: parameters of {config.init}")
-    # A teacher of what came before is in source_flops; this run may have another one.
-    before = saved.meta.get("lineage", {})
-    lineage |= {name: v for name, v in before.items() if not name.startswith("teacher")}
-    lineage |= {"init": config.init, "init_fingerprint": saved.fingerprint}
-    if "progress" in saved.meta:  # what was spent on it counts as well
-        cost = total_cost(saved.meta)
-        lineage |= {"source_flops": cost["flops"], "source_seconds": cost["seconds"]}
-        lineage.setdefault("source", config.init)
-    # In the host's memory: a model may fit on the devices only in shards.
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), saved.params)
-    if config.optimizer.state == "reset":
-        return _Origin(lineage, lambda programs: programs.create_state(programs.put_params(params)))
-    if "progress" in saved.meta or "growth_plan" not in lineage:
-        raise ConfigError(
-            f"optimizer.state: found 'grow', but {config.init} is no grown model, or was trained "
-            "since it was grown; set it to 'reset', or init to what b2b grow wrote"
-        )
-    try:
-        source = load_optimizer(
-            lineage["source"],
-            step=lineage.get("source_step", -1),
-            fingerprint=lineage["source_fingerprint"],
-        )
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"optimizer.state is 'grow', but {error}. Put the run back that was grown, or set "
-            "optimizer.state to 'reset'"
-        ) from error
-    reporter.note(f"init: moments of {lineage['source']}, grown as its parameters were")
-    return _Origin(
-        lineage, lambda programs: programs.grown_state(programs.put_params(params), source)
-    )
-
-
-def _check_same_model(config: RunConfig, saved: SavedModel) -> None:
-    dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-    found, wanted = saved.config.to_dict(), config.model.to_dict()
-    raise_problems(
-        f"init {config.init} holds another model than the config asks for; leave the model section "
-        "out to take the model of init",
-        [
-            f"model.{name}: init has {found[name]!r}, the config {wanted[name]!r}"
-            for name in found
-            if name not in dropouts and found[name] != wanted[name]
-        ],
-    )

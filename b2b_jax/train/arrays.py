@@ -6,6 +6,17 @@ import jax
 import numpy as np
 
 
+def host_device() -> Any:
+    """The host's memory as a device: whole models fit in there that one accelerator cannot hold.
+
+    The first accelerator where JAX has not been started for the host.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def put_everywhere(whole: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """An array that every process has, as one array over all devices."""
     if jax.process_count() == 1:

@@ -32,6 +32,7 @@ from b2b_jax.train.sharding import (
     replicated,
 )
 from b2b_jax.train.stages import SubModel
+from b2b_jax.train.starting import put_moments
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step, step_keys
 from b2b_jax.train.vocabulary import VocabularyLoss
@@ -149,6 +150,7 @@ class Programs:
             moments = with_moments(state.opt_state, grow_optimizer_state(source_state, plan))
             return TrainState(state.step, state.params, moments)
 
+        source_state = put_moments(source_state, plan, mesh=self.mesh)
         return jax.jit(create, out_shardings=self.state_shardings)(params, source_state)
 
     def copy_distances(self, params: Params) -> dict[str, float]:

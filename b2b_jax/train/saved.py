@@ -1,6 +1,5 @@
 """Models in folders, of a run, grown or Hugging Face's: one function reads all (effects: files)."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -13,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from b2b_jax.axes import shapes
 from b2b_jax.convert import is_hf_folder, open_folder
 from b2b_jax.convert.match import InitMissing
-from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
+from b2b_jax.train.arrays import host_device
 from b2b_jax.train.checkpoint import (
     FOLDER,
     CheckpointError,
@@ -27,7 +27,6 @@ from b2b_jax.train.checkpoint import (
     sealed,
 )
 from b2b_jax.train.checksums import tree_checksums
-from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
 
@@ -60,7 +59,12 @@ def parameter_fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path) -> tuple[ocp.CheckpointManager, int]:
+def open_checkpoints(path: Path) -> tuple[ocp.CheckpointManager, int]:
+    """Open the checkpoints of a folder for reading, and find the newest step.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     folder = path if path.name == FOLDER else path / FOLDER
     if not folder.is_dir():
         found = "no such folder" if not path.exists() else "no checkpoints/ folder in it"
@@ -90,7 +94,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     if is_hf_folder(path):
         folder = open_folder(path)
         return {"model": folder.config.to_dict(), "lineage": read_lineage(path), "step": 0}
-    manager, step = _open(Path(path))
+    manager, step = open_checkpoints(Path(path))
     return {**checkpoint_meta(manager, step), "step": step}
 
 
@@ -142,6 +146,8 @@ def load_model(
 ) -> SavedModel:
     """Read the newest model of a run folder, a grown folder or a Hugging Face folder.
 
+    Its arrays are numpy's: a model that devices hold in shards may be too large for one of them.
+
     Args:
         path: the folder, or its ``checkpoints`` folder.
         heads: output heads wanted of a Hugging Face folder, instead of those of its class.
@@ -153,73 +159,21 @@ def load_model(
     """
     if is_hf_folder(path):
         folder = open_folder(path, heads=heads, init_missing=init_missing)
-        params = jax.tree.map(jnp.asarray, folder.params())
+        params = jax.tree.map(np.asarray, folder.params())
         meta = {"lineage": read_lineage(path), "notes": folder.notes()}
         return SavedModel(folder.config, params, meta, 0, parameter_fingerprint(params))
-    manager, step = _open(Path(path))
+    manager, step = open_checkpoints(Path(path))
     meta = checkpoint_meta(manager, step)
     config = ModelConfig.from_dict(meta["model"])
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
-        leaf_path: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
+        leaf_path: jax.ShapeDtypeStruct(
+            shape, np.float32, sharding=SingleDeviceSharding(host_device())
+        )
         for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
     }
-    params = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
+    restored = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
+    params = jax.device_get(restored)
     return SavedModel(config, params, meta, step, parameter_fingerprint(params))
-
-
-def load_optimizer(path: str | Path, *, step: int, fingerprint: str) -> Any:
-    """Read the optimizer state of one step of a run, whole, into memory of the host.
-
-    Args:
-        path: folder of the run.
-        step: which of its checkpoints.
-        fingerprint: of the parameters that the state must belong to.
-
-    Raises:
-        CheckpointError: if the folder holds no such state.
-    """
-    if is_hf_folder(path):
-        raise CheckpointError(f"{path}: a Hugging Face folder holds no optimizer state")
-    manager, _ = _open(Path(path))
-    if step not in manager.all_steps():
-        raise CheckpointError(
-            f"{path}: the checkpoint of step {step} is gone, found {sorted(manager.all_steps())}"
-        )
-    meta = checkpoint_meta(manager, step)
-    if "config" not in meta:
-        raise CheckpointError(f"{path}: was not trained by b2b train, and has no optimizer state")
-    known = {field.name for field in dataclasses.fields(OptimizerConfig)}
-    settings = {name: value for name, value in meta["config"]["optimizer"].items() if name in known}
-    config = ModelConfig.from_dict(meta["model"])
-    stored = meta.get("lineage", {}).get("growth_plan")
-    optimizer = make_optimizer(
-        OptimizerConfig(**settings),
-        config.axis_table(),
-        total_steps=1,
-        plan=None if stored is None else GrowthPlan.from_json(json.dumps(stored)),
-    )
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params = {
-        leaf: jax.ShapeDtypeStruct(shape, np.float32)
-        for leaf, shape in shapes(config.axis_table(), config.axis_sizes()).items()
-    }
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        {
-            "step": jax.ShapeDtypeStruct((), np.int32),
-            "state": jax.eval_shape(optimizer.init, unflatten(params)),
-        },
-    )
-    on_device = {
-        leaf: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=device)
-        for leaf, entry in params.items()
-    }
-    wanted = {"params": unflatten(on_device), "optimizer": abstract}
-    restored = restore_items(manager, step, wanted)
-    if parameter_fingerprint(restored["params"]) != fingerprint:
-        raise CheckpointError(f"{path}: step {step} holds other parameters than those that grew")
-    return jax.device_get(restored["optimizer"]["state"])
 
 
 def save_model(
@@ -236,10 +190,12 @@ def save_model(
     manager = ocp.CheckpointManager(
         (Path(path) / FOLDER).absolute(), item_names=("params", "optimizer", "meta")
     )
-    params = in_float32(params)
+    with jax.default_device(host_device()):
+        params = in_float32(params)
     record = {
         **meta,
         "model": config.to_dict(),
+        "fingerprint": parameter_fingerprint(params),
         "checksums": {"params": tree_checksums(params)},
     }
     manager.save(

@@ -163,6 +163,20 @@ def param_shardings(
     return shardings
 
 
+def fitting_shardings(
+    table: AxisTable, shapes: Mapping[str, tuple[int, ...]], *, mesh: AnyMesh
+) -> dict[str, NamedSharding]:
+    """Like `param_shardings`, but what the mesh does not divide is on every device."""
+    found = {}
+    for path, axes in table.items():
+        spec = (
+            name if name and size % mesh.shape[name] == 0 else None
+            for size, name in zip(shapes[path], param_spec(axes), strict=True)
+        )
+        found[path] = NamedSharding(mesh, PartitionSpec(*spec))
+    return found
+
+
 def param_spec(axes: Axes) -> PartitionSpec:
     """The mesh axis of every dimension of a parameter, None where it is whole.
 
