@@ -182,7 +182,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     topology = parse_topology(options.topology) if options.topology else None
     if topology is not None:
-        prepare_compilers()
+        prepare_compilers(topology)
     from b2b_jax.commands.dry_run import dry_run_command
     from b2b_jax.config import load_run_config
     from b2b_jax.train.writers import TerminalReporter

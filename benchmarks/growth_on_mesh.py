@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=[*PRESETS], default="fsdp")
     parser.add_argument("--methods", nargs="+", default=["fpi", "aki"])
     args = parser.parse_args()
-    prepare_compilers()
     topology = parse_topology(args.topology)
+    prepare_compilers(topology)
     mesh = make_mesh(MeshConfig(preset=args.preset), devices=topology_devices(topology))
     source, target = abstract(SOURCE, mesh), abstract(TARGET, mesh)
     leaves = [4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(target)]

@@ -124,8 +124,12 @@ def topology_devices(topology: Topology) -> list[Any]:
     return list(found.devices)
 
 
-def prepare_compilers() -> None:
+def prepare_compilers(topology: Topology) -> None:
     """Settings of the compilers, which they read when JAX starts them; set ones are kept."""
+    if topology.is_gpu:
+        # Kernels cannot be tried out on a card that is not here.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {flags}".strip()
     defaults = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
