@@ -49,9 +49,13 @@ def test_compilers_keep_what_the_user_has_set(monkeypatch):
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "taken back after the test")
         monkeypatch.delenv(name)
-    prepare_compilers()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    prepare_compilers(parse_topology("v5e-16"))
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5p-8"
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    prepare_compilers(parse_topology("h100:8"))
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0 --xla_dump_to=x"
 
 
 def dry_run(tmp_path: Path, *words: str, devices: int = 8) -> subprocess.CompletedProcess[str]:
