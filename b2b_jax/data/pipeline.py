@@ -1,5 +1,7 @@
 """Tokens to batches: windows by index, shuffled by Grain, a pure function of (seed, step)."""
 
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,23 +22,53 @@ class Windows(Sequence[dict[str, np.ndarray]]):
     """Fixed-length windows over a stored token stream, by index.
 
     BERT windows are ``[CLS]``, T-2 tokens, ``[SEP]``; GPT-2 windows are T tokens.
+
+    The file is read, not mapped: reading what is gone or cut off raises an error that can be told,
+    where touching a map ends the process.
+
+    Raises:
+        DataError: if the file is not the one that was prepared; also of every window that is read.
     """
 
     def __init__(self, path: Path, prepared: Prepared, length: int, layout: Layout) -> None:
         self._path, self._info = path, prepared.tokenizer
         self._length, self._layout = length, layout
         self._body = length - 2 if layout == "bert" else length
-        self._tokens = np.load(path, mmap_mode="r")
+        try:
+            # Makes sure that the file has the length that its first bytes say.
+            stored = np.load(path, mmap_mode="r")
+            self._tokens, self._dtype, self._offset = len(stored), stored.dtype, stored.offset
+            self._file = os.open(path, os.O_RDONLY)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._unreadable(str(error)) from error
+        weakref.finalize(self, os.close, self._file)
+        expected = {"train": prepared.train_tokens, "heldout": prepared.heldout_tokens}[path.stem]
+        if self._tokens != expected:
+            raise self._unreadable(f"found {self._tokens} tokens, expected {expected}")
+
+    def _unreadable(self, reason: str) -> DataError:
+        return DataError(
+            f"{self._path}: cannot be read ({reason}); delete {self._path.parent} to have it "
+            "prepared again: the same text gives the same tokens, and a run goes on with them"
+        )
 
     def __len__(self) -> int:
-        return len(self._tokens) // self._body
+        return self._tokens // self._body
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:  # pyright: ignore
-        start = int(index) * self._body
-        body = np.asarray(self._tokens[start : start + self._body], np.int32)
+        size = self._dtype.itemsize
+        start = self._offset + int(index) * self._body * size
+        try:
+            read = os.pread(self._file, self._body * size, start)
+        except OSError as error:
+            raise self._unreadable(str(error)) from error
+        if len(read) < self._body * size:
+            raise self._unreadable(f"it ends before token {(int(index) + 1) * self._body}")
+        body = np.frombuffer(read, self._dtype).astype(np.int32)
         if self._layout == "bert":
-            body = np.concatenate([[self._info.cls_id], body, [self._info.sep_id]])
-        return {"input_ids": body.astype(np.int32)}
+            ends = self._info.cls_id, self._info.sep_id
+            body = np.concatenate([ends[:1], body, ends[1:]], dtype=np.int32)
+        return {"input_ids": body}
 
     def __repr__(self) -> str:
         return f"Windows({self._path.name}, {self._layout}, {self._length})"
@@ -48,7 +80,8 @@ def window_dataset(
     """The windows of a split as a random-access Grain dataset of ``input_ids`` int32 ``[T]``.
 
     Raises:
-        DataError: if the split is shorter than one window, or the tokenizer does not fit.
+        DataError: if the split cannot be read or is shorter than one window, or the tokenizer does
+            not fit.
     """
     if layout == "bert" and min(prepared.tokenizer.cls_id, prepared.tokenizer.sep_id) < 0:
         raise DataError(f"{prepared.path}: BERT windows need [CLS] and [SEP]; use WordPiece")
@@ -58,13 +91,7 @@ def window_dataset(
             f"train.sequence_length: found {sequence_length}, expected at least {shortest} for "
             f"{layout} windows"
         )
-    try:
-        windows = Windows(prepared.path / f"{split}.npy", prepared, sequence_length, layout)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{prepared.path}/{split}.npy: cannot be read ({error}); delete the folder and prepare "
-            "it again"
-        ) from error
+    windows = Windows(prepared.path / f"{split}.npy", prepared, sequence_length, layout)
     if not len(windows):
         raise DataError(
             f"{prepared.path}: the {split} split has fewer tokens than one window of "

@@ -124,7 +124,8 @@ def load_prepared(path: str | Path) -> Prepared:
     """Open a folder that `prepare` wrote.
 
     Raises:
-        DataError: if it is no such folder, or one of another format version.
+        DataError: if it is no such folder, one of another format version, or its tokenizer has been
+            changed.
     """
     path = Path(path)
     try:
@@ -133,6 +134,11 @@ def load_prepared(path: str | Path) -> Prepared:
             raise DataError(
                 f"{path}: prepared data of format {record['format']}, this version reads {FORMAT}; "
                 "delete the folder and prepare it again"
+            )
+        if _sha256(path / "tokenizer.json") != record["sha256"]["tokenizer.json"]:
+            raise DataError(
+                f"{path}/tokenizer.json: is not the tokenizer that made these tokens; put that one "
+                "back, or delete the folder and prepare it again"
             )
         info = record["tokenizer"]
         return Prepared(

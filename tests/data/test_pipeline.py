@@ -130,8 +130,51 @@ def test_any_rows_of_a_batch_can_be_read(bert):
     np.testing.assert_array_equal(batches(bert, 3, rows=some), batches(bert, 3)[:, some])
 
 
+def cut(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize("size", [0, 5, 300])
+def test_a_token_file_that_was_cut_off_is_named(tmp_path: Path, size: int):
+    prepared = texts.prepared(tmp_path)
+    cut(prepared.path / "train.npy", size)
+    with pytest.raises(DataError, match=rf"train\.npy: cannot be read .*; delete {prepared.path} "):
+        batches(prepared, 1)
+
+
 def test_a_missing_token_file_is_named(tmp_path: Path):
     prepared = texts.prepared(tmp_path)
     (prepared.path / "train.npy").unlink()
     with pytest.raises(DataError, match=r"train\.npy: cannot be read"):
         batches(prepared, 1)
+
+
+def test_a_token_file_of_another_text_is_named(tmp_path: Path):
+    prepared = texts.prepared(tmp_path)
+    np.save(prepared.path / "train.npy", np.zeros(50, np.uint16))
+    expected = f"found 50 tokens, expected {prepared.train_tokens}"
+    with pytest.raises(DataError, match=rf"train\.npy: cannot be read \({expected}\)"):
+        batches(prepared, 1)
+
+
+def test_a_token_file_that_is_cut_off_while_it_is_read_is_named(tmp_path: Path):
+    prepared = texts.prepared(tmp_path)
+    iterator = train_batches(
+        prepared, sequence_length=T, layout="bert", batch_size=B, seed=1, start_step=0
+    )
+    next(iterator)
+    cut(prepared.path / "train.npy", 300)
+    with pytest.raises(DataError, match=r"train\.npy: cannot be read \(it ends before token"):
+        list(itertools.islice(iterator, 100))  # some batches have been read ahead
+
+
+def test_a_token_file_that_is_deleted_while_it_is_read_serves_on(tmp_path: Path):
+    prepared = texts.prepared(tmp_path)
+    expected = batches(prepared, 40)
+    iterator = train_batches(
+        prepared, sequence_length=T, layout="bert", batch_size=B, seed=1, start_step=0
+    )
+    (prepared.path / "train.npy").unlink()
+    found = [batch["input_ids"] for batch in itertools.islice(iterator, 40)]
+    np.testing.assert_array_equal(np.stack(found), expected)

@@ -168,3 +168,14 @@ def test_progress_names_the_stages(tmp_path):
         "tokenizing train text",
         "tokenizing heldout text",
     ]
+
+
+def test_a_tokenizer_that_was_changed_under_its_tokens_is_named(tmp_path):
+    made = texts.prepared(tmp_path)
+    path = made.path / "tokenizer.json"
+    before = path.read_text()
+    path.write_text(before.replace("[MASK]", "[MUSK]"))
+    with pytest.raises(DataError, match=r"tokenizer\.json: is not the tokenizer that made these"):
+        load_prepared(made.path)
+    path.write_text(before)
+    assert load_prepared(made.path) == made
