@@ -84,23 +84,43 @@ def _cell(value: Any) -> Any:
 
 
 class TensorBoardWriter:
-    """The same rows as TensorBoard scalars."""
+    """The same rows as TensorBoard scalars.
+
+    They are written here and not in a thread of tensorboardX, which a full disk would end with the
+    next rows waiting for it.
+    """
 
     def __init__(self, folder: Path, *, start_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        purge = start_step + 1 if start_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        if start_step:  # TensorBoard hides what an earlier sitting wrote from this step on
+            log = event_pb2.SessionLog  # pyright: ignore
+            began = event_pb2.Event(step=start_step + 1, session_log=log(status=log.START))  # pyright: ignore
+            self._events.write_event(began)
 
     def write(self, row: Row) -> None:
-        """Write every number of a row."""
+        """Write every number of a row; it is on disk when this returns.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["step"])
+                event = event_pb2.Event(  # pyright: ignore
+                    wall_time=time.time(), step=row["step"], summary=scalar(name, value)
+                )
+                self._events.write_event(event)
+        self._events.flush()
 
     def close(self) -> None:
-        """Write what is still in memory."""
-        self._writer.close()
+        """Close the file."""
+        self._events.close()
 
 
 @runtime_checkable
