@@ -3,14 +3,13 @@
 import functools
 import math
 import os
-import shutil
 from pathlib import Path
 
 import jax
 
 from b2b_jax.commands.compare_facts import machine, model_fingerprint
 from b2b_jax.commands.compare_reporter import CompareReporter
-from b2b_jax.commands.compare_runs import DISK_FULL, RunSitter, Stopped, all_words, is_trained
+from b2b_jax.commands.compare_runs import RunSitter, Stopped, is_trained
 from b2b_jax.commands.first_losses import remove_first_losses, write_first_losses
 from b2b_jax.commands.folders import write_json
 from b2b_jax.commands.prepare import prepare_command
@@ -21,6 +20,7 @@ from b2b_jax.compare.identity import code_version
 from b2b_jax.compare.journal import FILE, EntryRecord, RunRecord, SourceRecord, StartRecord
 from b2b_jax.models import ConfigError
 from b2b_jax.report import ReportError
+from b2b_jax.train.disk import is_full_disk, megabytes_free
 from b2b_jax.train.saved import read_meta, total_cost
 from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.writers import Reporter
@@ -58,10 +58,10 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
         reporter.note("stopped, with everything saved; repeat the command to continue")
         return stopped.exit_code
     except Exception as error:
-        if DISK_FULL not in all_words(error):
+        if not is_full_disk(error):
             raise
         raise ConfigError(
-            f"{root}: the disk is full ({shutil.disk_usage(root).free / 1e6:.0f} MB free). "
+            f"{root}: the disk is full ({megabytes_free(root):.0f} MB free). "
             "Finished runs are kept; free some space and repeat the command"
         ) from error
     return 0

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from b2b_jax.models import build_model
 from b2b_jax.report.study import Status
 from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.config import RunConfig
+from b2b_jax.train.disk import DiskFull, megabytes_free
 from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.saved import read_meta
 from b2b_jax.train.signals import StopRequest
 
-DISK_FULL = "No space left on device"
 DIVERGED_FILE = "diverged.json"
 
 
@@ -121,9 +120,9 @@ class RunSitter:
         """Say that the disk is full before the run has to."""
         parameters = sum(math.prod(shape) for shape in build_model(run.model).shapes.values())
         kept = run.checkpoint.keep_last + run.checkpoint.keep_best + 1
-        needed, free = 3 * 4 * parameters * kept, shutil.disk_usage(self._root).free
-        if free < needed:
-            raise OSError(f"{DISK_FULL}: a run needs {needed / 1e6:.0f} MB")
+        needed = 3 * 4 * parameters * kept / 1e6
+        if megabytes_free(self._root) < needed:
+            raise DiskFull(f"a run needs {needed:.0f} MB")
 
 
 def is_trained(folder: str, *, steps: int = 0) -> bool:
@@ -133,11 +132,3 @@ def is_trained(folder: str, *, steps: int = 0) -> bool:
     except CheckpointError:
         return False
     return meta.get("progress", {}).get("step", 0) >= steps
-
-
-def all_words(error: BaseException | None) -> str:
-    """The messages of an error and of everything that led to it."""
-    words = ""
-    while error is not None:
-        words, error = f"{words} {error}", error.__cause__ or error.__context__
-    return words

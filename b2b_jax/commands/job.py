@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.config import load_run_config
+from b2b_jax.train.disk import naming_full_disk
 from b2b_jax.train.processes import (
     LostProcess,
     is_alone,
@@ -41,7 +42,8 @@ def train_job(
         with naming_lost_processes():
             config = load_run_config(path, overrides)
             reporter = TerminalReporter("train") if is_first() else QuietReporter()
-            return train_command(config, reporter=reporter).exit_code
+            with naming_full_disk(config.run_dir, config.data.prepared_dir):
+                return train_command(config, reporter=reporter).exit_code
     except LostProcess as error:
         print(f"b2b: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_PREEMPTED)

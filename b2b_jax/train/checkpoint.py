@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ FORMAT = 2
 READS = (1, 2)
 """Formats that this version reads; 1 has no checksums."""
 FOLDER = "checkpoints"
+UNFINISHED = ".orbax-checkpoint-tmp"
 NOT_THE_FILES = (jax.errors.JaxRuntimeError, MemoryError, PermissionError)
 """What reading may raise although the files are as they were: no memory, no network, no right."""
 
@@ -51,9 +53,12 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _silence_orbax()
+        folder = Path(run_dir) / FOLDER
+        if jax.process_index() == 0:
+            _remove_unfinished(folder)
         self._manager = ocp.CheckpointManager(
-            (Path(run_dir) / FOLDER).absolute(),
+            folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 # Makes Orbax keep the losses on disk, so that a continued run knows the best.
@@ -141,6 +146,23 @@ class Checkpoints:
     def close(self) -> None:
         """Finish writing and let go of the folder."""
         self._manager.close()
+
+
+def finished_steps(run_dir: str | Path) -> list[int]:
+    """Steps whose checkpoints are whole, oldest first; those cut off carry another name."""
+    found = (Path(run_dir) / FOLDER).glob("[0-9]*")
+    return sorted(int(path.name) for path in found if path.name.isdigit())
+
+
+def _silence_orbax() -> None:
+    """Keep Orbax from printing traces; its threads hand every error on to whoever waits."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Make room by what a killed sitting was writing; nobody else writes while a run starts."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
         return shutil._ntuple_diskusage(100, 90, 10)  # pyright: ignore
 
     shutil.rmtree(root(path) / "runs")
-    monkeypatch.setattr("b2b_jax.commands.compare.shutil.disk_usage", nearly_full)
+    monkeypatch.setattr("shutil.disk_usage", nearly_full)
     with pytest.raises(ConfigError, match="the disk is full"):
         compare(path)
     assert not list((root(path) / "runs").glob("*/checkpoints"))

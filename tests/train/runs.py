@@ -1,17 +1,26 @@
 """A tiny run on real files, for the tests of the loop."""
 
+import csv
+import json
 import os
 import random
 import signal
 from pathlib import Path
 
-from b2b_jax.data import DataConfig
+import jax
+import numpy as np
+
+from b2b_jax.data import DataConfig, prepare
+from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import preset
+from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import CheckpointConfig, LogConfig, RunConfig, TrainConfig
 from b2b_jax.train.optim import OptimizerConfig
+from b2b_jax.train.programs import Programs
 from b2b_jax.train.stages import TwoStageConfig
 
 STEPS, STAGE_ONE = 12, 6
+TIMED = ("seconds", "tokens_per_second", "data_wait", "mfu")
 
 
 def write_text(path: Path) -> Path:
@@ -91,3 +100,29 @@ class Recorder:
     @property
     def text(self) -> str:
         return "\n".join(self.notes)
+
+
+def rows(run_dir: str) -> list[dict[str, str]]:
+    """Of metrics.csv, without what depends on the clock."""
+    with open(Path(run_dir) / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(file)]
+
+
+def final_state(config):
+    """Parameters and optimizer state of the last checkpoint, as flat numpy arrays."""
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
+    newest = checkpoints.latest_step()
+    stored = checkpoints.meta(newest)["lineage"].get("growth_plan")
+    plan = None if stored is None else GrowthPlan.from_json(json.dumps(stored))
+    programs = Programs(config, prepare(config.data).tokenizer, plan=plan)
+    state = checkpoints.restore(newest, programs.abstract_state())
+    checkpoints.close()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(found, expected):
+    """To the bit."""
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)

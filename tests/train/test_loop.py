@@ -1,6 +1,5 @@
 """A run can be stopped anywhere and goes on as if it had not been."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -14,7 +13,16 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from runs import STAGE_ONE, STEPS, Recorder, tiny_run, write_text
+from runs import (
+    STAGE_ONE,
+    STEPS,
+    Recorder,
+    assert_same,
+    final_state,
+    rows,
+    tiny_run,
+    write_text,
+)
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.models import ConfigError
@@ -26,31 +34,6 @@ from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import load_model
 from b2b_jax.train.writers import CsvWriter
 from b2b_jax.tree import flatten
-
-TIMED = ("seconds", "tokens_per_second", "data_wait", "mfu")
-
-
-def rows(run_dir: str) -> list[dict[str, str]]:
-    with open(Path(run_dir) / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(file)]
-
-
-def final_state(config):
-    """Parameters and optimizer state of the last checkpoint, as flat numpy arrays."""
-    from b2b_jax.data import prepare
-
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
-    programs = Programs(config, prepare(config.data).tokenizer)
-    state = checkpoints.restore(checkpoints.latest_step(), programs.abstract_state())
-    checkpoints.close()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
 @pytest.fixture(scope="module")
