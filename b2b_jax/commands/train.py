@@ -45,7 +45,8 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     if begun is not None and begun.step >= config.train.steps and _is_sound(run_dir, reporter):
         reporter.note(f"{run_dir}: finished before, at step {begun.step}; nothing to do")
         progress = begun.meta["progress"]
-        return Outcome(0, begun.step, progress["heldout_loss"], progress["seconds"])
+        waited = progress.get("data_wait", 0.0)  # older checkpoints do not know
+        return Outcome(0, begun.step, progress["heldout_loss"], progress["seconds"], waited)
     prepared = _prepared(config, reporter=reporter)
     _check_vocabulary(config, prepared)
     # Of a run that has a checkpoint the origin is what it recorded, whatever init holds by now.
@@ -77,9 +78,11 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     describe_run(config, trainer, accounting, reporter=reporter)
     outcome = trainer.run()
     heldout = "" if outcome.heldout_loss is None else f", held-out loss {outcome.heldout_loss:.4f}"
+    waited = 100 * outcome.data_wait / outcome.seconds if outcome.seconds else 0.0
     reporter.note(
         f"{run_dir}: {'finished' if outcome.exit_code == 0 else 'stopped and saved'} at step "
-        f"{outcome.step}{heldout}, {duration(outcome.seconds)} of training"
+        f"{outcome.step}{heldout}, {duration(outcome.seconds)} of training, {waited:.1f} % of it "
+        "waiting for data"
     )
     if outcome.exit_code:
         reporter.note("repeat the command to continue")

@@ -44,12 +44,14 @@ class Outcome:
         step: updates done.
         heldout_loss: of the newest evaluation.
         seconds: of training, over all sittings.
+        data_wait: those of them that were spent waiting for data.
     """
 
     exit_code: int
     step: int
     heldout_loss: float | None
     seconds: float
+    data_wait: float
 
 
 class Trainer:
@@ -173,9 +175,9 @@ class Trainer:
             if saved != meter.progress.step:
                 self._save(state)
             self.checkpoints.wait()
-        progress = meter.progress
-        code = 0 if progress.step >= config.train.steps else vote.exit_code
-        return Outcome(code, progress.step, progress.heldout_loss, progress.seconds)
+        done = meter.progress
+        code = 0 if done.step >= config.train.steps else vote.exit_code
+        return Outcome(code, done.step, done.heldout_loss, done.seconds, done.data_wait)
 
     def _close_checkpoints(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         del kind, trace
@@ -223,6 +225,7 @@ class Trainer:
         self, phase: Phase, state: TrainState, input_ids: jax.Array, *, hints: Hints | None
     ) -> None:
         """Compile every step that a phase draws from, so that none of its steps has to wait."""
+        self._tick()  # waiting for the first batch is training time, compiling is none
         progress, steps = self.meter.progress, self.config.train.steps
         for done, sub in enumerate(phase.subs):
             text = f"compiling {done + 1} of {len(phase.subs)}: bottom {sub.depth} layers"

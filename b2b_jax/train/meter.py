@@ -14,6 +14,8 @@ from b2b_jax.train.stages import SubModel
 from b2b_jax.train.step import StepMetrics
 
 SMOOTHING = 0.9
+STARVED = 0.01
+"""Share of the time spent waiting for data from which on a run says so."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -67,6 +69,7 @@ class Progress:
         step: updates done.
         flops: so far, by accounting.
         seconds: of training so far, over all sittings, without compiling and evaluating.
+        data_wait: those of them in which the next batch was not there yet.
         window: depth -> [summed loss, steps] since the last row of metrics.csv.
         window_from: (seconds, exact FLOPs, steps) at that row.
         heldout_loss: of the newest evaluation of the whole model.
@@ -75,6 +78,7 @@ class Progress:
     step: int = 0
     flops: dict[str, float] = field(default_factory=lambda: {"electra": 0.0, "exact": 0.0})
     seconds: float = 0.0
+    data_wait: float = 0.0
     window: dict[str, list[float]] = field(default_factory=dict)
     window_from: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
     heldout_loss: float | None = None
@@ -99,6 +103,7 @@ class Meter:
     def waited(self, seconds: float) -> None:
         """Count time in which the next batch was not there yet."""
         self._waited += seconds
+        self.progress.data_wait += seconds
 
     def step(self, sub: SubModel, metrics: StepMetrics) -> None:
         """Count a step that has been sent to the device, and read the one before it.
@@ -199,4 +204,7 @@ class Meter:
             parts.append(f"loss {self._loss:.3f}")
         if self.progress.heldout_loss is not None:
             parts.append(f"held-out {self.progress.heldout_loss:.3f}")
+        waited, seconds = self.progress.data_wait, self.progress.seconds
+        if waited > STARVED * seconds > 0:
+            parts.append(f"waiting for data {100 * waited / seconds:.0f} %")
         return "  ".join(parts)

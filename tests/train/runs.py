@@ -83,13 +83,15 @@ class Recorder:
 
     def __init__(self, *, signal_at: int | None = None, number: int = signal.SIGTERM) -> None:
         self.notes: list[str] = []
+        self.lines: list[str] = []
         self.signal_at, self.number = signal_at, number
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
-        del total, text, seconds_left
+        del total, seconds_left
+        self.lines.append(text)
         if done == self.signal_at:
             self.signal_at = None
             os.kill(os.getpid(), self.number)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,13 +26,16 @@ from runs import (
 )
 
 from b2b_jax.commands.train import train_command
+from b2b_jax.data import train_batches
 from b2b_jax.models import ConfigError
+from b2b_jax.train import loop
 from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
 from b2b_jax.train.config import CheckpointConfig, changed_fields
-from b2b_jax.train.meter import NonFiniteLoss
+from b2b_jax.train.meter import Meter, NonFiniteLoss
 from b2b_jax.train.optim import OptimizerConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import load_model
+from b2b_jax.train.stages import TwoStageConfig
 from b2b_jax.train.writers import CsvWriter
 from b2b_jax.tree import flatten
 
@@ -94,6 +98,34 @@ def test_metrics_hold_both_stages(undisturbed):
         assert counts[0] == 0 and np.all(np.diff(counts) > 0)
         assert counts[2] - counts[1] < counts[-1] - counts[-2]  # sub-model steps are cheaper
     assert float(table[0]["heldout_loss"]) > float(table[-1]["heldout_loss"])
+
+
+def test_time_spent_waiting_for_data_is_told(folder, monkeypatch):
+    """On a clock of its own: every batch takes one second to come, every step three to run."""
+    now, count_step = [0.0], Meter.step
+
+    def slow_batches(*args, **kwargs):
+        for batch in train_batches(*args, **kwargs):
+            now[0] += 1.0
+            yield batch
+
+    def slow_step(*args):
+        now[0] += 3.0
+        count_step(*args)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "train_batches", slow_batches)
+    monkeypatch.setattr(Meter, "step", slow_step)
+    reporter = Recorder()
+    config = tiny_run(folder, "starved", two_stage=TwoStageConfig(steps=0))
+    outcome = train_command(config, reporter=reporter)
+    assert (outcome.seconds, outcome.data_wait) == (4.0 * STEPS, 1.0 * STEPS)
+    assert "0:48 of training, 25.0 % of it waiting for data" in reporter.text
+    told = [line.endswith("  waiting for data 25 %") for line in reporter.lines]
+    assert told == [False] + STEPS * [True]  # the first line is about compiling
+    with open(Path(config.run_dir) / "metrics.csv", newline="") as file:
+        shares = [row["data_wait"] for row in csv.DictReader(file)]
+    assert shares == ["", *["0.25"] * (STEPS // 2)]
 
 
 def test_run_folder_says_what_it_is(undisturbed):
