@@ -301,25 +301,37 @@ def _scheduling() -> str:
     return names.get(os.sched_getscheduler(0), "other")
 
 
-def print_facts(title: str, facts: Mapping[str, Any]) -> None:
-    print(f"\n{title}")
+def facts_lines(facts: Mapping[str, Any]) -> list[str]:
+    """``name: value`` of all that is known."""
+    lines = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())
-        if value not in ("", None):
-            print(f"  {name}: {value}")
+        if value not in ("", None, ()):
+            lines.append(f"{name}: {value}")
+    return lines
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    print(f"\n{title}")
+    for line in facts_lines(facts):
+        print(f"  {line}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, aligned."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    print()
-    for number, row in enumerate(cells):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("| " + " | ".join("-" * w for w in widths) + " |")
-    print()
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
+    return "\n".join(lines)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    print(f"\n{table(header, rows)}\n")
 
 
 def write_json(path: str | None, content: Mapping[str, Any]) -> None:

@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+IN_TURN = "all in turn"
+"""The variant that does one step of each sub-model, one after the other without waiting."""
+
+
+PROFILE = "profile"
+"""The variant that leaves a trace of some steps."""
+PROFILED_STEPS = 3
+
 
 @dataclass(frozen=True)
 class Workload:
-    """One training step's sizes; everything a worker has to know."""
+    """One training step's sizes; everything a worker has to know.
+
+    Attributes:
+        torch: names of PyTorch's steps, where they are compared with.
+        profile: folder that our worker's variant `PROFILE` writes a trace to.
+    """
 
     model: str = "bert-base"
     layers: int | None = None
@@ -22,6 +35,8 @@ class Workload:
     scan_unroll: int = 1
     remat: str = "default"
     steps_per_round: int = 1
+    torch: tuple[str, ...] = ()
+    profile: str = ""
 
     def model_config(self) -> Any:
         """The preset without dropout, at the wanted depth."""
@@ -116,14 +131,36 @@ def build(load: Workload, subs: Sequence[Any] | None = None) -> dict[str, Any]:
         losses.append(float(metrics.loss.mean))
         return took
 
+    def timed_in_turn() -> float:
+        start = time.perf_counter()
+        for _ in range(load.steps_per_round):
+            for sub in subs:
+                holder["state"], metrics = made.train_step(sub)(holder["state"], ids)
+        jax.block_until_ready((holder["state"], metrics))
+        return (time.perf_counter() - start) / load.steps_per_round
+
+    def profiled() -> float:
+        with jax.profiler.trace(load.profile):
+            start = time.perf_counter()
+            for _ in range(PROFILED_STEPS):
+                holder["state"], metrics = made.train_step(subs[-1])(holder["state"], ids)
+            jax.block_until_ready((holder["state"], metrics))
+            return (time.perf_counter() - start) / PROFILED_STEPS
+
     first = {name_of(sub): timed(sub) for sub in subs}
+    memory = jax.local_devices()[0].memory_stats() or {}
     return {
-        "variants": {name_of(sub): lambda sub=sub: timed(sub) for sub in subs},
+        "variants": {
+            **{name_of(sub): lambda sub=sub: timed(sub) for sub in subs},
+            IN_TURN: timed_in_turn,
+            PROFILE: profiled,
+        },
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "compile_s": compile_s,
         "first_step_s": first,
         "first_loss": losses[0],
+        "peak_bytes": memory.get("peak_bytes_in_use"),
     }
 
 

@@ -5,6 +5,9 @@ d of L layers run, the top l_b of those are trained. The "time" column is the me
 full step; the "FLOPs" column is the same ratio of matrix-product FLOPs (`b2b_jax.report.flops`).
 Where time is above FLOPs, the saving on this device is smaller than the count of FLOPs claims: what
 does not shrink with the layers, such as the head and the table's update, weighs more.
+
+Every time is of steps of one sub-model that follow each other. What switching costs is measured by
+one step of each in turn, without waiting in between, beside the sum of their times.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ def main() -> None:
     our_step.add_compute(parser)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps-per-round", type=int, default=1, help="GPU: try 20")
+    parser.add_argument("--device", choices=("cpu", "cuda", "tpu"), help="default: what JAX finds")
     args = parser.parse_args()
 
     from b2b_jax.report.flops import step_cost
@@ -64,12 +68,13 @@ def main() -> None:
         our_step.build,
         load,
         subs,
-        env=harness.malloc_env(args.malloc),
+        env=harness.malloc_env(args.malloc) | {"JAX_PLATFORMS": args.device or ""},
         threads=args.threads,
     )
     labels = {sub: f"sub-model {sub.depth}" if sub != full else "full model" for sub in subs}
     seconds = harness.interleave(
-        {labels[sub]: (worker, our_step.name_of(sub)) for sub in subs},
+        {labels[sub]: (worker, our_step.name_of(sub)) for sub in subs}
+        | {our_step.IN_TURN: (worker, our_step.IN_TURN)},
         rounds=args.rounds,
     )
     worker.close()
@@ -89,10 +94,11 @@ def main() -> None:
         "Workload", asdict(load) | asdict(two_stage) | {"device": worker.facts["device"]}
     )
     time_of = {sub: harness.median(seconds[labels[sub]]) for sub in subs}
-    rows = []
+    rows, gaps = [], {}
     for sub in subs:
         time_ratio = time_of[sub] / time_of[full]
         flops_ratio = costs[sub].exact / costs[full].exact
+        gaps[labels[sub]] = time_ratio / flops_ratio - 1
         rows.append(
             (
                 labels[sub],
@@ -133,12 +139,18 @@ def main() -> None:
         ),
         rows,
     )
+    worst = max(gaps, key=lambda label: abs(gaps[label]))
+    print(f"largest gap between time and FLOPs: {100 * gaps[worst]:+.1f} % ({worst})")
+    switching = harness.median(seconds[our_step.IN_TURN]) / sum(time_of.values()) - 1
+    print(f"one step of each in turn, beside the sum of their times: {100 * switching:+.1f} %")
     harness.write_json(
         args.json,
         {
             "machine": facts,
             "load": asdict(load),
             "seconds": seconds,
+            "gaps": gaps,
+            "switching": switching,
             "exact_flops": {labels[sub]: costs[sub].exact for sub in subs},
         },
     )

@@ -1,224 +1,379 @@
-"""Time of a training step of BERT, against Hugging Face's BertForMaskedLM in PyTorch.
+"""Time of a training step of BERT or GPT-2, against Hugging Face's models in PyTorch.
 
 One step is forward, backward, clipping and the AdamW update, without dropout, on random tokens.
-The figures are seconds per step on this device with this batch, and nothing else: neither input
-pipeline nor convergence. Contenders, all with the same sizes and number of processors:
+The figures are of this device and nothing else: neither input pipeline nor convergence. Contenders,
+all with the same sizes and number of processors:
 
-  b2b_jax            what `b2b train` compiles; it also draws its masks within the step
-  torch default      BertForMaskedLM(labels=...) as most people call it: logits at all positions
-  torch equal work   the same model, its head at the masked positions only, as ours
-  torch compiled     torch.compile of the equal work (needs a C++ compiler on CPUs)
+  b2b_jax                      what `b2b train` compiles; it also draws its masks within the step
+  torch default                BertForMaskedLM(labels=...) as most people call it, with logits at
+                               all positions; GPT2LMHeadModel(labels=...), the same work as ours
+  torch equal work             BERT's head at the masked positions only, as ours
+  ..., compiled                the same by torch.compile (needs a C++ compiler on CPUs)
 
-Torch uses fused AdamW. In bfloat16 it uses autocast. On a GPU both may use TF32 in float32.
-On CPUs the ratio tells as much about the matrix-product libraries (XLA's own, MKL, oneDNN) and the
-processor as about the models: state both whenever you quote it.
+Torch uses scaled_dot_product_attention and fused AdamW; in bfloat16 it uses autocast. On a GPU both
+may use TF32 in float32. MFU counts, for every contender, the matrix products of our step
+(`b2b_jax.report.flops`, exact) against the peak of the card in bfloat16; logits that nobody asked
+for earn nothing.
+
+    python benchmarks/train_step.py --device cuda --markdown speed.md
+
+compares BERT-base, BERT-large and GPT-2 on a GPU in bfloat16: every batch size once, then every
+contender at its best one in turns. One process is on the card at a time, and one that finds too
+little memory says so. `--model`, `--batch-size` and `--no-eager` make it shorter.
+
+On CPUs the contenders of a batch size stay and work in turns. There the ratio tells as much about
+the matrix-product libraries (XLA's own, MKL, oneDNN) and the processor as about the models: state
+both whenever you quote it.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import harness
 import our_step
+import torch_step
 from our_step import Workload
 
 OURS = "b2b_jax"
-TORCH = ("torch default", "torch equal work", "torch compiled")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError")
+# Where the options leave it open.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "model": ["bert-base"],
+        "batch_size": [8],
+        "sequence_length": 128,
+        "masked_positions": 20,
+        "dtype": "float32",
+        "steps_per_round": 1,
+        "rounds": 6,
+        "repeats": 1,
+    },
+    "cuda": {
+        "model": ["bert-base", "bert-large", "gpt2"],
+        "batch_size": [32, 64, 128],
+        "sequence_length": 512,
+        "masked_positions": 80,
+        "dtype": "bfloat16",
+        "steps_per_round": 10,
+        "rounds": 3,
+        "repeats": 3,
+    },
+}
 
 
-def build_torch(load: Workload, device: str, compiled: bool, threads: int | None) -> dict[str, Any]:
-    """Worker: Hugging Face's model with the steps as variants."""
-    torch = harness.import_torch()
-    transformers = harness.import_transformers()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    cfg = load.model_config()
-    sizes = {
-        name: getattr(cfg, name)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        )
-    }
-    model = transformers.BertForMaskedLM(
-        transformers.BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    ).to(device)
-    model.train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
-        lr=1e-8,
-        fused=True,
-    )
-    ids = torch.from_numpy(our_step.random_tokens(load, cfg.vocab_size)).long().to(device)
-    scores = torch.rand(ids.shape, device=device)
-    positions = scores.topk(load.masked_positions, dim=1).indices.sort(dim=1).values
-    picked = ids.gather(1, positions)
-    inputs = ids.scatter(1, positions, 4)
-    labels = torch.full_like(ids, -100).scatter(1, positions, picked)
+@dataclass
+class Bench:
+    """How contenders are started, and what they said.
 
-    def default_loss() -> Any:
-        return model(input_ids=inputs, labels=labels).loss
+    Attributes:
+        device: "cpu" or "cuda".
+        env: of the workers.
+        threads: processors, or None.
+        facts: (contender, batch size) -> what its worker said.
+        problems: (contender, batch size) -> why there is no figure.
+    """
 
-    def equal_loss(inputs: Any, positions: Any, picked: Any) -> Any:
-        hidden = model.bert(input_ids=inputs).last_hidden_state
-        index = positions[..., None].expand(-1, -1, hidden.shape[-1])
-        logits = model.cls(hidden.gather(1, index))
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), picked.flatten())
+    device: str
+    env: Mapping[str, str]
+    threads: int | None
+    processors: int
+    facts: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    problems: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    forwards = {"torch default": default_loss}
-    forwards["torch equal work"] = lambda: equal_loss(inputs, positions, picked)
-    if compiled:
-        fused = torch.compile(equal_loss, dynamic=False)
-        forwards["torch compiled"] = lambda: fused(inputs, positions, picked)
-
-    def one_step(forward: Any) -> Any:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=load.dtype == "bfloat16"):
-            loss = forward()
-        loss.backward()
-        if load.clip_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), load.clip_norm)
-        optimizer.step()
-        return loss
-
-    def synchronize() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def timed(name: str) -> float:
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(load.steps_per_round):
-            one_step(forwards[name])
-        synchronize()
-        return (time.perf_counter() - start) / load.steps_per_round
-
-    first_loss = {name: float(forward().detach()) for name, forward in list(forwards.items())[:2]}
-    problems, first = {}, {}
-    for name in list(forwards):
+    def start(self, labels: Sequence[str], load: Workload) -> tuple[Any, dict[str, str]] | None:
+        """A worker and label -> name of its variant; None, with the reasons kept, if it fails."""
+        ours = labels == [OURS]
         try:
-            first[name] = timed(name)
-        except Exception as error:
-            if name != "torch compiled":
+            if ours:
+                worker = harness.Worker(our_step.build, load, env=self.env, threads=self.threads)
+            else:
+                load = replace(load, torch=tuple(labels))
+                worker = harness.Worker(
+                    torch_step.build,
+                    load,
+                    self.device,
+                    self.processors,
+                    env=self.env,
+                    threads=self.threads,
+                )
+        except harness.Unavailable as reason:
+            self._fails(labels, load, str(reason))
+            return None
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise
-            problems[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            del forwards[name]
-    return {
-        "variants": {name: lambda name=name: timed(name) for name in forwards},
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "first_step_s": first,
-        "first_loss": first_loss,
-        "problems": problems,
+            self._fails(labels, load, "out of memory")
+            return None
+        names = {OURS: worker.names[0]} if ours else {name: name for name in worker.names}
+        for label in names:
+            self.facts.setdefault((label, load.batch_size), worker.facts)
+        for label, why in worker.facts.get("problems", {}).items():
+            short = "out of memory" if any(sign in why for sign in OUT_OF_MEMORY) else why
+            self._fails([label], load, short)
+        return worker, names
+
+    def _fails(self, labels: Sequence[str], load: Workload, why: str) -> None:
+        for label in labels:
+            harness.progress(f"{label}, batch {load.batch_size}: {why}")
+            self.problems[label, load.batch_size] = why
+
+
+Groups = Sequence[tuple[list[str], Workload]]
+"""Contenders that share a process, and their work."""
+Seconds = dict[str, list[float]]
+
+
+def together(bench: Bench, groups: Groups, *, rounds: int, repeats: int) -> Seconds:
+    """Time contenders in turns; all processes stay."""
+    contenders, workers = {}, []
+    for labels, load in groups:
+        harness.progress(f"preparing {', '.join(labels)}, batch {load.batch_size}")
+        if (found := bench.start(labels, load)) is not None:
+            workers.append(found[0])
+            contenders |= {label: (found[0], name) for label, name in found[1].items()}
+    seconds = harness.interleave(contenders, rounds=rounds, repeats=repeats)
+    for worker in workers:
+        worker.close()
+    return seconds
+
+
+def one_at_a_time(bench: Bench, groups: Groups, *, rounds: int, repeats: int) -> Seconds:
+    """The same with a fresh process for every turn, so that each has the card's whole memory."""
+    seconds: Seconds = {}
+    for turn in range(rounds):
+        for labels, load in groups:
+            if (found := bench.start(labels, load)) is None:
+                continue
+            worker, names = found
+            for label, name in names.items():
+                worker.seconds(name)
+                taken = [worker.seconds(name) for _ in range(repeats)]
+                seconds.setdefault(label, []).extend(taken)
+                harness.progress(
+                    f"turn {turn + 1}/{rounds}, batch {load.batch_size}, {label}: "
+                    f"{harness.median(taken):.4f} s"
+                )
+            worker.close()
+    return seconds
+
+
+def groups_of(labels: Sequence[str], load: Workload) -> list[tuple[list[str], Workload]]:
+    torch = [label for label in labels if label != OURS]
+    return [([OURS], load), *([(torch, load)] if torch else [])]
+
+
+def compare(bench: Bench, load: Workload, sizes: Sequence[int], args: Any) -> dict[str, Any]:
+    """Every contender at every batch size, then each at its best one.
+
+    Returns:
+        "sweep": label -> batch size -> seconds, and "best": label -> (batch size, seconds).
+    """
+    torch = [
+        name
+        for name in torch_step.ORDER
+        if not (load.model_config().is_causal and "equal" in name)
+        and not (args.no_compile and "compiled" in name)
+        and not (args.no_eager and "compiled" not in name)
+    ]
+    measure = one_at_a_time if bench.device == "cuda" else together
+    sweep: dict[str, dict[int, list[float]]] = {}
+    for size in sizes:
+        groups = groups_of([OURS, *torch], replace(load, batch_size=size))
+        rounds = args.rounds if len(sizes) == 1 else 1
+        for label, taken in measure(bench, groups, rounds=rounds, repeats=args.repeats).items():
+            sweep.setdefault(label, {})[size] = taken
+    best = {
+        label: min(by_size, key=lambda size: harness.median(by_size[size]) / size)
+        for label, by_size in sweep.items()
     }
+    if len(sizes) > 1:
+        groups = [
+            ([label for label in chosen if best[label] == size], replace(load, batch_size=size))
+            for chosen in ([OURS], torch)
+            for size in sizes
+            if any(best.get(label) == size for label in chosen)
+        ]
+        groups = [([label for label in labels if label in best], load) for labels, load in groups]
+        seconds = measure(bench, groups, rounds=args.rounds, repeats=args.repeats)
+    else:
+        seconds = {label: by_size[sizes[0]] for label, by_size in sweep.items()}
+    return {"sweep": sweep, "best": {label: (best[label], seconds[label]) for label in seconds}}
+
+
+def report(model: str, load: Workload, found: Mapping[str, Any], bench: Bench) -> str:
+    """The tables of one model as Markdown."""
+    from b2b_jax.report.chips import peak_flops
+    from b2b_jax.report.flops import step_cost
+    from b2b_jax.train.stages import full_model
+
+    cfg = load.model_config()
+    cost = step_cost(
+        cfg,
+        full_model(cfg.num_hidden_layers),
+        batch_size=1,
+        sequence_length=load.sequence_length,
+        predictions=load.masked_positions,
+    )
+    rates = {
+        label: size * load.sequence_length / harness.median(seconds)
+        for label, (size, seconds) in found["best"].items()
+    }
+    rows = []
+    for label, (size, seconds) in found["best"].items():
+        facts = bench.facts[label, size]
+        peak = peak_flops(facts["device"]) if load.dtype == "bfloat16" else None
+        speed = rates[label] / load.sequence_length * cost.exact
+        bytes_held = facts.get("peak_bytes")
+        if isinstance(bytes_held, Mapping):
+            bytes_held = bytes_held.get(label)
+        rows.append(
+            (
+                label,
+                size,
+                f"{harness.median(seconds):.4f}",
+                f"{min(seconds):.4f} - {max(seconds):.4f}",
+                f"{rates[label]:,.0f}",
+                f"{100 * speed / peak:.1f} %" if peak else "",
+                f"{bytes_held / 2**30:.1f}" if bytes_held else "",
+                f"{rates[OURS] / rates[label]:.2f}" if OURS in rates else "",
+            )
+        )
+    header = (
+        "contender",
+        "batch",
+        "s/step (median)",
+        "range",
+        "tokens/s",
+        "MFU",
+        "GiB",
+        "time per token / b2b_jax",
+    )
+    per_token = cost.exact / load.sequence_length / 1e9
+    parts = [
+        f"## {model}, {load.sequence_length} tokens, {load.dtype}",
+        f"{per_token:.3f} GFLOP per token (exact count).",
+        harness.table(header, rows),
+    ]
+    sizes = sorted({size for by_size in found["sweep"].values() for size in by_size})
+    sizes = sorted({*sizes, *(size for _, size in bench.problems)})
+    if len(sizes) > 1:
+        cells = []
+        for label in (OURS, *torch_step.ORDER):
+            known = found["sweep"].get(label, {})
+            if not known and not any(name == label for name, _ in bench.problems):
+                continue
+            row = [label]
+            for size in sizes:
+                if size in known:
+                    row.append(f"{size * load.sequence_length / harness.median(known[size]):,.0f}")
+                else:
+                    row.append(bench.problems.get((label, size), ""))
+            cells.append(row)
+        parts += [
+            "Tokens per second by batch size, one turn each:",
+            harness.table(("contender", *map(str, sizes)), cells),
+        ]
+    equal = torch_step.equal_work(rates, causal=cfg.is_causal)
+    if equal and OURS in rates:
+        fastest = max(equal, key=lambda name: rates[name])
+        parts.append(
+            f"b2b_jax does {rates[OURS] / rates[fastest]:.2f} times the tokens per second of "
+            f"PyTorch's fastest step of equal work ({fastest})."
+        )
+    told = [f"{label}, batch {size}: {why}" for (label, size), why in bench.problems.items()]
+    return "\n\n".join([*parts, *(["Left out: " + "; ".join(told) + "."] if told else [])])
+
+
+@contextmanager
+def environment(args: Any) -> Iterator[dict[str, str]]:
+    """Of the workers; on a card with a cache, for processes that compile what one did before."""
+    env = harness.malloc_env(args.malloc) | {"JAX_PLATFORMS": args.device}
+    if args.device == "cpu":
+        yield env
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield env | {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # Alone on the card, as the other framework is in its turn.
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+        }
+
+
+def trace(bench: Bench, load: Workload, folder: str) -> None:
+    """Leave a trace of some of our steps."""
+    found = bench.start([OURS], replace(load, profile=folder))
+    if found is not None:
+        found[0].seconds(our_step.PROFILE)
+        found[0].close()
+        harness.progress(f"wrote a trace to {folder}; open it with XProf or Perfetto")
+
+
+def options() -> Any:
+    parser = harness.parser(__doc__)
+    harness.add_malloc(parser)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all")
+    parser.add_argument("--model", nargs="+", help="presets of b2b_jax.models")
+    parser.add_argument("--batch-size", type=int, nargs="+", help="sequences; several: each's best")
+    parser.add_argument("--sequence-length", type=int)
+    parser.add_argument("--masked-positions", type=int)
+    our_step.add_compute(parser)
+    parser.set_defaults(dtype=None)
+    parser.add_argument("--clip-norm", type=float, default=1.0, help="for all; 0: no clipping")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--repeats", type=int, help="timed measurements per turn")
+    parser.add_argument("--steps-per-round", type=int, help="steps per measurement")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-eager", action="store_true", help="torch.compile only")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the report there")
+    parser.add_argument("--profile", metavar="DIR", help="leave traces of our steps there")
+    args = parser.parse_args()
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 def main() -> None:
-    parser = harness.parser(__doc__)
-    harness.add_malloc(parser)
-    parser.add_argument("--model", default="bert-base", help="preset of b2b_jax.models")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences (GPU: try 256)")
-    parser.add_argument("--sequence-length", type=int, default=128)
-    parser.add_argument("--masked-positions", type=int, default=20)
-    our_step.add_compute(parser)
-    parser.add_argument("--clip-norm", type=float, default=1.0, help="for all; 0: no clipping")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of every contender")
-    parser.add_argument("--repeats", type=int, default=1, help="timed measurements per turn")
-    parser.add_argument(
-        "--steps-per-round", type=int, help="steps per measurement (default: 1; GPU: 20)"
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="of all contenders"
-    )
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    args = parser.parse_args()
-
-    steps = args.steps_per_round or (20 if args.device == "cuda" else 1)
-    load = Workload(
-        model=args.model,
-        batch_size=args.batch_size,
-        sequence_length=args.sequence_length,
-        masked_positions=args.masked_positions,
-        dtype=args.dtype,
-        clip_norm=args.clip_norm,
-        scan_unroll=args.scan_unroll,
-        remat=args.remat,
-        steps_per_round=steps,
-    )
+    args = options()
     facts = harness.machine(malloc=args.malloc, threads=args.threads)
-    env = harness.malloc_env(args.malloc) | {
-        "JAX_PLATFORMS": args.device,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
-    contenders: dict[str, tuple[harness.Worker, str]] = {}
-    notes: dict[str, Any] = {}
-    harness.progress("compiling b2b_jax")
-    ours = harness.Worker(our_step.build, load, env=env, threads=args.threads)
-    contenders[OURS] = (ours, ours.names[0])
-    notes["device"] = ours.facts["device"]
-    notes["b2b_jax compile"] = f"{sum(ours.facts['compile_s'].values()):.1f} s"
-    first_losses = {OURS: round(ours.facts["first_loss"], 3)}
-    harness.progress("starting torch" + ("" if args.no_compile else " (torch.compile: a minute)"))
-    try:
-        theirs = harness.Worker(
-            build_torch,
-            load,
-            args.device,
-            not args.no_compile,
-            facts["processors used"],
-            env=env,
-            threads=args.threads,
-        )
-    except harness.Unavailable as reason:
-        harness.progress(f"without torch: {reason}")
-        notes["left out"] = str(reason)
-    else:
-        for name in theirs.names:
-            contenders[name] = (theirs, name)
-        first_losses |= {name: round(x, 3) for name, x in theirs.facts["first_loss"].items()}
-        notes |= {f"{name} left out": why for name, why in theirs.facts["problems"].items()}
-        if "torch compiled" in theirs.names:
-            notes["torch first compiled step"] = (
-                f"{theirs.facts['first_step_s']['torch compiled']:.1f} s"
+    parts, raw, device = [], {}, ""
+    with environment(args) as env:
+        for model in args.model:
+            load = Workload(
+                model=model,
+                batch_size=args.batch_size[0],
+                sequence_length=args.sequence_length,
+                masked_positions=args.masked_positions,
+                dtype=args.dtype,
+                clip_norm=args.clip_norm,
+                scan_unroll=args.scan_unroll,
+                remat=args.remat,
+                steps_per_round=args.steps_per_round,
             )
-    notes["loss of the first step, each from its own random parameters"] = first_losses
-    seconds = harness.interleave(contenders, rounds=args.rounds, repeats=args.repeats)
-    for worker in {id(worker): worker for worker, _ in contenders.values()}.values():
-        worker.close()
-
-    harness.print_facts("Machine", facts)
-    harness.print_facts("Workload", asdict(load) | notes)
-    tokens = load.batch_size * load.sequence_length
-    rows = [
-        (
-            label,
-            f"{harness.median(values):.4f}",
-            f"{min(values):.4f} - {max(values):.4f}",
-            f"{tokens / harness.median(values):.0f}",
-            f"{harness.median(values) / harness.median(seconds[OURS]):.2f}",
-        )
-        for label, values in seconds.items()
-    ]
-    header = ("contender", "s/step (median)", "range", "tokens/s", "time / b2b_jax")
-    harness.print_table(header, rows)
-    equal = [harness.median(seconds[name]) for name in TORCH[1:] if name in seconds]
-    if equal:
-        best = min(equal) / harness.median(seconds[OURS])
-        print(f"b2b_jax against the better of torch's equal-work steps: {best:.2f}x")
-    harness.write_json(
-        args.json, {"machine": facts, "load": asdict(load), "notes": notes, "seconds": seconds}
-    )
+            bench = Bench(args.device, env, args.threads, facts["processors used"])
+            found = compare(bench, load, args.batch_size, args)
+            parts.append(report(model, load, found, bench))
+            said = {f"{label}, batch {n}": fact for (label, n), fact in bench.facts.items()}
+            problems = {f"{label}, batch {n}": why for (label, n), why in bench.problems.items()}
+            raw[model] = {"load": asdict(load), **found, "facts": said, "problems": problems}
+            device = device or next((fact["device"] for fact in said.values()), "")
+            if args.profile and OURS in found["best"]:
+                best = replace(load, batch_size=found["best"][OURS][0])
+                trace(bench, best, str(Path(args.profile) / model))
+    shared = {"clip norm": args.clip_norm, "remat": args.remat, "scan unroll": args.scan_unroll}
+    about = harness.facts_lines({"device": device, **facts, **shared})
+    text = "\n\n".join(["\n".join(f"- {line}" for line in about), *parts])
+    print(f"\n{text}\n")
+    if args.markdown:
+        Path(args.markdown).write_text(f"{text}\n")
+    harness.write_json(args.json, {"machine": facts, "device": device, "models": raw})
 
 
 if __name__ == "__main__":

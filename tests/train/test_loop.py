@@ -128,6 +128,38 @@ def test_time_spent_waiting_for_data_is_told(folder, monkeypatch):
     assert shares == ["", *["0.25"] * (STEPS // 2)]
 
 
+class CompileCounter(Recorder):
+    """Counts what JAX traces, lowers or compiles, up to every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events, self.by_step = 0, []
+
+    def listen(self, event: str, seconds: float, **details) -> None:
+        self.events += event.startswith("/jax/core/compile")
+
+    def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
+        super().update(done, total, text=text, seconds_left=seconds_left)
+        if not text.startswith("compiling"):
+            self.by_step.append(self.events)
+
+
+def test_switching_between_sub_models_compiles_nothing(folder, undisturbed):
+    config = tiny_run(folder, "switching")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=5))
+    drawn = [config.schedule.sub_model(step).depth for step in range(STAGE_ONE)]
+    assert len(set(drawn)) > 1, "the test has to see a switch"
+    reporter = CompileCounter()
+    jax.monitoring.register_event_duration_secs_listener(reporter.listen)
+    try:
+        train_command(config, reporter=reporter)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(reporter.listen)
+    stage_one, stage_two = reporter.by_step[:STAGE_ONE], reporter.by_step[STAGE_ONE:]
+    assert 0 < stage_one[0] < stage_two[0], "the step of stage two was compiled in between"
+    assert set(stage_one) == {stage_one[0]}
+
+
 def test_run_folder_says_what_it_is(undisturbed):
     run_dir = Path(undisturbed[0].run_dir)
     resolved = yaml.safe_load((run_dir / "config.yaml").read_text())
