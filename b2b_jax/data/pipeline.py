@@ -1,4 +1,7 @@
-"""Tokens to batches: windows by index, shuffled by Grain, a pure function of (seed, step)."""
+"""Tokens to batches: windows by index, shuffled, a pure function of (seed, step).
+
+Everything is done for a batch at a time; Grain's threads read ahead of the steps.
+"""
 
 import os
 import weakref
@@ -8,8 +11,10 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
+from jaxtyping import Int32, Integer
 
 from b2b_jax.data.errors import DataError
+from b2b_jax.data.order import shuffled
 from b2b_jax.data.prepare import Prepared
 
 Layout = Literal["bert", "gpt2"]
@@ -56,19 +61,36 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         return self._tokens // self._body
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:  # pyright: ignore
-        size = self._dtype.itemsize
-        start = self._offset + int(index) * self._body * size
-        try:
-            read = os.pread(self._file, self._body * size, start)
-        except OSError as error:
-            raise self._unreadable(str(error)) from error
-        if len(read) < self._body * size:
-            raise self._unreadable(f"it ends before token {(int(index) + 1) * self._body}")
-        body = np.frombuffer(read, self._dtype).astype(np.int32)
-        if self._layout == "bert":
-            ends = self._info.cls_id, self._info.sep_id
-            body = np.concatenate([ends[:1], body, ends[1:]], dtype=np.int32)
-        return {"input_ids": body}
+        return {"input_ids": self.take(np.asarray([int(index)]))[0]}
+
+    def take(self, indices: Integer[np.ndarray, " N"]) -> Int32[np.ndarray, "N T"]:
+        """Several windows, as rows.
+
+        Raises:
+            DataError: if the file can no longer be read.
+        """
+        bodies = self._read(indices)
+        if self._layout == "gpt2":
+            return bodies.astype(np.int32)
+        rows = np.empty((len(indices), self._length), np.int32)
+        rows[:, 0], rows[:, -1] = self._info.cls_id, self._info.sep_id
+        rows[:, 1:-1] = bodies
+        return rows
+
+    def _read(self, indices: Integer[np.ndarray, " N"]) -> np.ndarray:
+        # Not through a map of the file: where one has been cut off, that ends the process.
+        bodies = np.empty((len(indices), self._body), self._dtype)
+        size = self._body * self._dtype.itemsize
+        to = memoryview(bodies).cast("B")
+        for row, index in enumerate(indices.tolist()):
+            try:
+                read = os.pread(self._file, size, self._offset + index * size)
+            except OSError as error:
+                raise self._unreadable(str(error)) from error
+            if len(read) < size:
+                raise self._unreadable(f"it ends before token {(index + 1) * self._body}")
+            to[row * size : (row + 1) * size] = read
+        return bodies
 
     def __repr__(self) -> str:
         return f"Windows({self._path.name}, {self._layout}, {self._length})"
@@ -83,6 +105,10 @@ def window_dataset(
         DataError: if the split cannot be read or is shorter than one window, or the tokenizer does
             not fit.
     """
+    return grain.MapDataset.source(_windows(prepared, split, sequence_length, layout))
+
+
+def _windows(prepared: Prepared, split: Split, sequence_length: int, layout: Layout) -> Windows:
     if layout == "bert" and min(prepared.tokenizer.cls_id, prepared.tokenizer.sep_id) < 0:
         raise DataError(f"{prepared.path}: BERT windows need [CLS] and [SEP]; use WordPiece")
     shortest = 3 if layout == "bert" else 1
@@ -97,7 +123,7 @@ def window_dataset(
             f"{prepared.path}: the {split} split has fewer tokens than one window of "
             f"{sequence_length}; give more text or a smaller train.sequence_length"
         )
-    return grain.MapDataset.source(windows)
+    return windows
 
 
 def train_batches(
@@ -131,17 +157,16 @@ def train_batches(
     Raises:
         DataError: if an epoch is smaller than a batch.
     """
-    dataset = window_dataset(prepared, "train", sequence_length=sequence_length, layout=layout)
-    if len(dataset) < batch_size:
+    windows = _windows(prepared, "train", sequence_length, layout)
+    if len(windows) < batch_size:
         raise DataError(
-            f"{prepared.path}: {len(dataset)} windows of {sequence_length} tokens are fewer than "
+            f"{prepared.path}: {len(windows)} windows of {sequence_length} tokens are fewer than "
             f"one batch of {batch_size}; give more text or a smaller train.batch_size"
         )
-    # Not Grain's endless repeat: its length overflows when it is divided by a batch of one.
-    order = dataset.seed(seed).shuffle().repeat(ENDLESS // len(dataset))
     wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
-    batches = grain.MapDataset.source(_Batches(order, batch_size, wanted))
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    batches = grain.MapDataset.source(_Batches(windows, batch_size, wanted, seed))
+    # The threads are for disks that are slow to give pages; the work itself needs one.
+    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return iterator
@@ -150,19 +175,20 @@ def train_batches(
 class _Batches(Sequence[dict[str, np.ndarray]]):
     """Some rows of every batch of an endless order of windows, by step."""
 
-    def __init__(self, order: grain.MapDataset, batch_size: int, rows: np.ndarray) -> None:
-        self._order, self._batch_size, self._rows = order, batch_size, rows
+    def __init__(self, windows: Windows, batch_size: int, rows: np.ndarray, seed: int) -> None:
+        self._windows, self._batch_size = windows, batch_size
+        self._rows, self._seed = rows, seed
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size
+        return ENDLESS // self._batch_size
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:  # pyright: ignore
-        first = int(index) * self._batch_size
-        windows: list[Any] = [self._order[first + int(row)] for row in self._rows]
-        return {"input_ids": np.stack([window["input_ids"] for window in windows])}
+        positions = int(index) * self._batch_size + self._rows
+        picks = shuffled(positions, length=len(self._windows), seed=self._seed)
+        return {"input_ids": self._windows.take(picks)}
 
     def __repr__(self) -> str:
-        return f"Batches({self._order!r}, {len(self._rows)} of {self._batch_size} rows)"
+        return f"Batches({self._windows!r}, {len(self._rows)} of {self._batch_size} rows)"
 
 
 def heldout_batches(
@@ -180,10 +206,9 @@ def heldout_batches(
     Yields:
         ``{"input_ids": int32 [batch_size, T]}``.
     """
-    dataset = window_dataset(prepared, "heldout", sequence_length=sequence_length, layout=layout)
-    total = len(dataset)
+    windows = _windows(prepared, "heldout", sequence_length, layout)
+    total = len(windows)
     wanted = min(max_batches, max(total // batch_size, 1)) * batch_size
     picks = np.arange(wanted) * total // wanted
     for start in range(0, wanted, batch_size):
-        rows: Any = [dataset[int(index)] for index in picks[start : start + batch_size]]
-        yield {"input_ids": np.stack([row["input_ids"] for row in rows])}
+        yield {"input_ids": windows.take(picks[start : start + batch_size])}

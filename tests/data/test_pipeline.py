@@ -51,6 +51,26 @@ def test_a_run_resumes_at_any_step(bert, start):
     np.testing.assert_array_equal(batches(bert, 3, start_step=start), whole[start:])
 
 
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("layout", ["bert", "gpt2"])
+def test_batches_are_those_that_grain_would_shuffle(bert, gpt2, layout, case):
+    prepared, random = {"bert": bert, "gpt2": gpt2}[layout], np.random.default_rng(case)
+    windows = window_dataset(prepared, "train", sequence_length=T, layout=layout)
+    size, seed = int(random.integers(1, min(len(windows), 40))), int(random.integers(2**32))
+    # Two batches before and two after the end of an epoch, and sometimes other rows first.
+    start = max(case * len(windows) // size - 2, 0)
+    rows = random.permutation(size)[: max(size // (1 + case % 3), 1)]
+    order = windows.seed(seed).shuffle().repeat(10)
+    expected = [
+        [order[step * size + int(row)]["input_ids"] for row in rows]
+        for step in range(start, start + 4)
+    ]
+    found = batches(
+        prepared, 4, layout=layout, batch_size=size, seed=seed, start_step=start, rows=rows
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("start", [0, 5])
 def test_processes_share_the_rows_of_the_same_batches(bert, processes, start):
