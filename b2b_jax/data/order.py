@@ -6,15 +6,15 @@ again), so that the window at any position is known without the ones before it.
 
 It is the order of Grain 0.2, ``MapDataset.range(length).seed(seed).shuffle().repeat()``, number for
 number: runs and results from when Grain computed it stay what they are. Grain asks for one index at
-a time, which took most of the time of reading a batch; its documentation also keeps the right to
-change the order, and a run must be able to go on years later.
+a time, which took most of the time of reading a batch; and a run must be able to go on under later
+versions of Grain, which may order otherwise.
 """
 
 import math
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, Int64, UInt64
 
 ROUNDS = 4
 """And keys; `_round_keys` is written out for this number."""
@@ -22,6 +22,8 @@ SMALLEST_BLOCK = 16
 """Bits of the numbers that are enciphered, at least."""
 FEW = 2 ** (SMALLEST_BLOCK - 2)
 """Lengths below fill less than a quarter of their block, and walks would be long."""
+STRETCH = 2**16
+"""Positions whose windows are computed together."""
 WORD = 0xFFFFFFFF
 
 
@@ -38,12 +40,15 @@ def shuffled(positions: Int[np.ndarray, " N"], *, length: int, seed: int) -> Int
         array([1, 2, 3, 0, 0, 3, 1, 2])
     """
     epochs, within = np.divmod(positions, length)
+    numbers = within // STRETCH
+    of_batch = epochs * (length // STRETCH + 1) + numbers  # where it is the same, both are
     found = np.empty_like(within)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
+    for first in np.unique(of_batch, return_index=True)[1]:
+        here = of_batch == of_batch[first]
         # The same sum as Grain's, which starts from a seed of its own.
-        of_epoch = (_first_seed(seed) + int(epoch)) % 2**32
-        found[here] = _permuted(within[here], length, of_epoch)
+        of_epoch = (_first_seed(seed) + int(epochs[first])) % 2**32
+        stretch = _stretch(length, of_epoch, int(numbers[first]))
+        found[here] = stretch[within[here] % STRETCH]
     return found
 
 
@@ -53,25 +58,25 @@ def _first_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint32)[0])
 
 
-def _permuted(
-    within: Int[np.ndarray, " N"], length: int, seed: int
-) -> Int[np.ndarray, " N"] | UInt64[np.ndarray, " N"]:
+@lru_cache(maxsize=8)  # batches come from one or two; threads that read ahead may need the next
+def _stretch(length: int, seed: int, number: int) -> Int64[np.ndarray, " N"]:
+    """A part of an epoch's permutation: enciphering many numbers costs little more than a few."""
     if length == 1:
-        return within
+        return np.zeros(1, np.int64)
     if length < FEW:
-        return _whole_epoch(length, seed)[within]
+        return _whole_epoch(length, seed)
     bits = max(math.ceil(math.log2(length - 1)), SMALLEST_BLOCK)
     bits, keys = bits + bits % 2, _round_keys(seed)
-    found = _encipher(within.astype(np.uint64), keys, bits)
+    within = np.arange(number * STRETCH, min((number + 1) * STRETCH, length), dtype=np.uint64)
+    found = _encipher(within, keys, bits)
     outside = np.flatnonzero(found >= length)
     while outside.size:
         found[outside] = _encipher(found[outside], keys, bits)
         outside = outside[found[outside] >= length]
-    return found
+    return found.astype(np.int64)
 
 
-@lru_cache(maxsize=4)  # an epoch, the next, and those of evaluation or of another run
-def _whole_epoch(length: int, seed: int) -> Int[np.ndarray, " length"]:
+def _whole_epoch(length: int, seed: int) -> Int64[np.ndarray, " length"]:
     """The permutation of a short epoch: all walks at once, their lengths doubled every time."""
     block = np.arange(2**SMALLEST_BLOCK)
     onward = _encipher(block.astype(np.uint64), _round_keys(seed), SMALLEST_BLOCK).astype(np.int64)
@@ -101,7 +106,6 @@ def _encipher(
     return left << half | right
 
 
-@lru_cache
 def _round_keys(seed: int) -> tuple[int, ...]:
     """The keys of the rounds: four numbers of `std::seed_seq` of C++, from one."""
     keys = [0x8B8B8B8B] * ROUNDS

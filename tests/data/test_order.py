@@ -4,19 +4,22 @@ import grain
 import numpy as np
 import pytest
 
-from b2b_jax.data.order import FEW, shuffled
+from b2b_jax.data.order import FEW, STRETCH, shuffled
 
-# Around every change of method: one window, few of them, and words of more bits from 4**8 on.
-LENGTHS = [1, 2, 3, 100, FEW - 1, FEW, FEW + 1, 4**8, 4**8 + 1, 4**8 + 2, 196_078, 4**15 + 7]
+# Around every change of method; more bits are enciphered from 4**8 on, the length of a stretch.
+FEWEST = [1, 2, 3, 100, FEW - 1, FEW, FEW + 1]
+MORE = [STRETCH, STRETCH + 1, STRETCH + 2, 196_078, 4**15 + 7]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [*FEWEST, *MORE])
 @pytest.mark.parametrize("seed", [0, 1, 2021, 2**32 - 1])
 def test_the_order_is_that_of_grain(length, seed):
     grains = grain.MapDataset.range(length).seed(seed).shuffle().repeat(10)
-    random = np.random.default_rng([length, seed])
-    ends = np.arange(max(length - 3, 0), length + 3)
-    positions = np.concatenate([ends, random.integers(0, 10 * length, 60)])
+    near = np.arange(-3, 3)
+    ends = np.concatenate([length + near, STRETCH + near, 3 * STRETCH + near])
+    anywhere = np.random.default_rng([length, seed]).integers(0, 10 * length, 60)
+    positions = np.concatenate([ends, anywhere])
+    positions = positions[(positions >= 0) & (positions < 10 * length)]
     expected = [grains[int(position)] for position in positions]
     np.testing.assert_array_equal(shuffled(positions, length=length, seed=seed), expected)
 
