@@ -1,7 +1,7 @@
 """A run can be stopped anywhere and goes on as if it had not been."""
 
-import dataclasses
 import csv
+import dataclasses
 import json
 import os
 import signal
