@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from b2b_jax.models.attention_kernels import HEADS, AttentionChoice, Spread, alone, attend
 from b2b_jax.models.config import Activation, ModelConfig
 
-AttentionImplementation = Literal["auto", "xla", "cudnn"]
 Remat = Literal["none", "dots", "full"]
 Place = Callable[[Array, tuple[str | None, ...]], Array]
 """``(activation, names of its axes) -> the same activation``, held in its shards of a mesh."""
@@ -36,8 +36,9 @@ class Compute:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Activations and matrix products; parameters stay float32."""
-    attention: AttentionImplementation = "auto"
-    """Kernel of jax.nn.dot_product_attention; "auto" lets JAX choose. None of them drops
+    attention: AttentionChoice = "auto"
+    """Kernel: xla anywhere; cudnn on NVIDIA GPUs, in bfloat16; splash on TPUs, for sequences of a
+    multiple of 128 tokens; auto takes one of the last two where it can be. None of them drops
     probabilities: with attention_probs_dropout_prob above 0 training does without them."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, everything but matrix products, or all."""
@@ -69,6 +70,7 @@ class SelfAttention(nn.Module):
     causal: bool
     residual_std: float
     place: Place = anywhere
+    spread: Spread = alone
 
     @nn.compact
     def __call__(
@@ -87,22 +89,22 @@ class SelfAttention(nn.Module):
                 kernel_init=kernel_init(cfg.initializer_range),
                 name=name,
             )
-            return self.place(dense(x_BTD), ("batch", "tokens", "heads", "head_dim"))
+            return self.place(dense(x_BTD), HEADS)
 
         q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
-        mask = None if mask_BT is None else mask_BT[:, None, None, :]
         if deterministic or cfg.attention_probs_dropout_prob == 0:
-            chosen = self.compute.attention
-            mixed_BTHK = jax.nn.dot_product_attention(
+            mixed_BTHK = attend(
                 q_BTHK,
                 k_BTHK,
                 v_BTHK,
-                mask=mask,
-                is_causal=self.causal,
-                implementation=None if chosen == "auto" else chosen,
+                mask_BT,
+                kernel=self.compute.attention,
+                causal=self.causal,
+                spread=self.spread,
             )
         else:
-            # jax.nn.dot_product_attention has no dropout of probabilities.
+            # No kernel has dropout of probabilities.
+            mask = None if mask_BT is None else mask_BT[:, None, None, :]
             if self.causal:
                 tokens = x_BTD.shape[1]
                 triangle = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
@@ -124,7 +126,7 @@ class SelfAttention(nn.Module):
             dtype=dtype,
             kernel_init=kernel_init(self.residual_std),
             name="out",
-        )(self.place(mixed_BTHK, ("batch", "tokens", "heads", "head_dim")))
+        )(self.place(mixed_BTHK, HEADS))
 
 
 class Mlp(nn.Module):
@@ -157,6 +159,7 @@ class Block(nn.Module):
     cfg: ModelConfig
     compute: Compute
     place: Place = anywhere
+    spread: Spread = alone
 
     @nn.compact
     def __call__(
@@ -169,7 +172,9 @@ class Block(nn.Module):
         pre = cfg.norm_position == "pre"
         std = cfg.initializer_range
         residual_std = std / (2 * cfg.num_hidden_layers) ** 0.5 if pre else std
-        attention = SelfAttention(cfg, compute, pre, residual_std, self.place, name="attention")
+        attention = SelfAttention(
+            cfg, compute, pre, residual_std, self.place, self.spread, name="attention"
+        )
         mlp = Mlp(cfg, compute, residual_std, self.place, name="mlp")
         attention_norm = layer_norm(cfg, compute, "attention_norm")
         mlp_norm = layer_norm(cfg, compute, "mlp_norm")

@@ -1,5 +1,6 @@
 """A model as pure functions over its parameters: embed, run layers, read out."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from b2b_jax.axes import AxisTable, shapes
+from b2b_jax.models.attention_kernels import Spread, alone
 from b2b_jax.models.config import ConfigError, ModelConfig
 from b2b_jax.models.heads import Decoder, LinearHead, MlmHead, NspHead, Pooler
 from b2b_jax.models.layers import (
@@ -38,11 +40,13 @@ class Model:
         compute: dtype, kernels and memory-for-time trades.
         place: holds activations in their shards, by the names of their axes ("batch", "tokens",
             "embed", "heads", "head_dim", "mlp", "vocab").
+        spread: gets kernels that the compiler cannot share out to the devices, by the same names.
     """
 
     cfg: ModelConfig
     compute: Compute = field(default_factory=Compute)
     place: Place = anywhere
+    spread: Spread = alone
 
     @cached_property
     def axes(self) -> AxisTable:
@@ -65,7 +69,8 @@ class Model:
         return params
 
     def _init(self, key: PRNGKey) -> Params:
-        cfg, compute = self.cfg, self.compute
+        # Shapes do not depend on the kernel, and not every kernel takes a single token.
+        cfg, compute = self.cfg, dataclasses.replace(self.compute, attention="xla")
         embed_key, layer_key, head_key = jax.random.split(key, 3)
         ids = jnp.zeros((1, 1), jnp.int32)
         x_BTD = jnp.zeros((1, 1, cfg.hidden_size), jnp.dtype(compute.dtype))
@@ -125,7 +130,7 @@ class Model:
     ) -> Float[Array, "B T D"]:
         """Run one layer, whose parameters have no leading axis. No key, no dropout."""
         deterministic = dropout_key is None
-        out_BTD: Any = Block(self.cfg, self.compute, self.place).apply(
+        out_BTD: Any = Block(self.cfg, self.compute, self.place, self.spread).apply(
             {"params": layer},
             x_BTD,
             mask,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from b2b_jax.data import DataConfig
-from b2b_jax.models import Compute, ModelConfig
+from b2b_jax.models import Compute, ModelConfig, attention_problems
 from b2b_jax.train.inherit import InheritConfig
 from b2b_jax.train.optim import OptimizerConfig
 from b2b_jax.train.schedule import ProgressiveConfig, Schedule
@@ -149,6 +149,11 @@ class RunConfig:
             found.append(
                 f"compute.attention: found {self.compute.attention!r}, which has no dropout of "
                 "probabilities; set model.attention_probs_dropout_prob to 0, or leave it 'auto'"
+            )
+        if not model.problems():
+            compute, tokens = self.compute, train.sequence_length
+            found += attention_problems(
+                compute.attention, model, dtype=compute.dtype, tokens=tokens
             )
         head = "lm" if model.is_causal else "mlm"
         if head not in model.heads:

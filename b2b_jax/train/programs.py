@@ -1,6 +1,5 @@
 """The compiled programs of a run on its mesh, made once each (effects: devices)."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from jaxtyping import Int, Shaped
 from b2b_jax.data import TokenizerInfo
 from b2b_jax.growth import GrowthPlan, copy_distances, grow_optimizer_state
 from b2b_jax.models import Model, build_model
+from b2b_jax.train.activations import on_mesh
 from b2b_jax.train.arrays import put_everywhere, put_rows
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.inherit import Hints, Inheritance, TopLogits
@@ -22,7 +22,6 @@ from b2b_jax.train.optim import make_optimizer, with_moments
 from b2b_jax.train.progressive import begin_phase
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.sharding import (
-    activation_place,
     batch_sharding,
     check_batch,
     local_rows,
@@ -58,12 +57,15 @@ class Programs:
     ) -> None:
         self.config, self.plan = config, plan
         self.mesh = make_mesh(config.mesh, devices=devices)
-        place = activation_place(self.mesh)
-        self.model = build_model(config.model, compute=config.compute, place=place)
+        model, tokens = (
+            build_model(config.model, compute=config.compute),
+            config.train.sequence_length,
+        )
+        self.model = on_mesh(model, self.mesh, tokens=tokens)
         self.vocabulary = VocabularyLoss(self.mesh)
         self.inheritance = None
         if teacher is not None:
-            teacher = dataclasses.replace(teacher, place=place)
+            teacher = on_mesh(teacher, self.mesh, tokens=tokens)
             self.inheritance = Inheritance(teacher, config.inherit)
         check_batch(self.mesh, config.train.batch_size, parts=config.train.micro_batches)
         self.optimizer = self._optimizer()

@@ -9,10 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from b2b_jax.axes import Axes, AxisTable
-from b2b_jax.models import Place
 from b2b_jax.train.live import map_mirrors
 from b2b_jax.tree import flatten, map_with_path
 
@@ -25,13 +23,6 @@ PARAM_RULES: Mapping[str, str] = {
     "vocab": "tensor",
 }
 """Parameter axis -> mesh axis. Axes that are not named are on every device."""
-ACTIVATION_RULES: Mapping[str, str | tuple[str, ...]] = {
-    "batch": BATCH_AXES,
-    "heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-}
-"""Activation axis -> mesh axes."""
 VECTORS = ("bias", "norm_scale", "norm_bias")
 """Roles that fsdp leaves whole: each would cost a message per layer, and saves next to nothing."""
 
@@ -228,16 +219,6 @@ def _divisors(number: int) -> list[int]:
 
 def _distance(sizes: Sequence[int], wanted: Sequence[int]) -> float:
     return sum(abs(math.log(a / b)) for a, b in zip(sizes, wanted, strict=True))
-
-
-def activation_place(mesh: Mesh) -> Place:
-    """Hold activations of a model in their shards, by the names of their axes."""
-
-    def place(x: Array, axes: tuple[str | None, ...]) -> Array:
-        spec = [None if name is None else ACTIVATION_RULES.get(name) for name in axes]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    return place
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
