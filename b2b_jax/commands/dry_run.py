@@ -19,6 +19,7 @@ from b2b_jax.commands.dry_run_tables import (
     speed_table,
     step_bound_of,
 )
+from b2b_jax.commands.run_card import attention_words
 from b2b_jax.commands.topology import Topology, topology_devices
 from b2b_jax.models import ModelConfig, build_model
 from b2b_jax.report.chips import Chip, chip_of_kind
@@ -58,6 +59,7 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
         f"{config.model.hidden_size} wide, {parameters / 1e6:,.1f} M parameters"
     )
     reporter.note(f"mesh: {mesh} on {len(devices)} x {name}")
+    reporter.note(attention_words(programs.model))
     steps = [
         compile_step(programs, name, sub, phase=phase, chip=chip)
         for name, sub, phase in _wanted(programs, reporter)

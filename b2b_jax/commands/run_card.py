@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from b2b_jax.models import Model
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.loop import Trainer
 from b2b_jax.train.meter import Accounting
@@ -32,9 +33,22 @@ def describe_run(
         f"{step.exact / 1e9:.1f} GFLOP per full step; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind} ({mesh}); writes {config.run_dir}/"
     )
+    if trainer.programs.model.compute.attention != "xla":
+        reporter.note(attention_words(trainer.programs.model))
     phases = [phase for phase in config.schedule.phases if phase.steps]
     if len(phases) > 1:
         reporter.note("stages: " + ", then ".join(map(_phase_words, phases)))
+
+
+def attention_words(model: Model) -> str:
+    """Which kernel computes attention, and why it is not a faster one."""
+    kernel, dropout = model.compute.attention, model.cfg.attention_probs_dropout_prob
+    if kernel == "xla" or not dropout:
+        return f"attention: {kernel}"
+    return (
+        f"attention: xla while training, since {kernel} has no dropout of probabilities "
+        f"(model.attention_probs_dropout_prob is {dropout:g})"
+    )
 
 
 def _phase_words(phase: Phase) -> str:
