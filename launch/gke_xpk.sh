@@ -9,9 +9,13 @@ set -euo pipefail
 : "${CLUSTER:?}" "${PROJECT:?}" "${ZONE:?}" "${IMAGE:?an image built from launch/Dockerfile}"
 : "${TYPE:=v5litepod-16}" "${SLICES:=1}" "${NAME:=b2b}" "${RESTARTS:=20}"
 
+# shellcheck source=launch/xla_flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/xla_flags.sh" tpu
+
 printf -v words '%q ' "$@"
 exec xpk workload create \
     --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" \
     --workload "$NAME" --tpu-type "$TYPE" --num-slices "$SLICES" \
     --docker-image "$IMAGE" --max-restarts "$RESTARTS" \
+    --env "LIBTPU_INIT_ARGS=$LIBTPU_INIT_ARGS" \
     --command "b2b train $words"

@@ -17,6 +17,12 @@ set -euo pipefail
 : "${B2B_VENV:=$PWD/.venv}"
 export PATH="$B2B_VENV/bin:$PATH"
 
+# sbatch runs a copy of this file, from the folder in which it was called.
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -f $here/xla_flags.sh ]] || here=$PWD/launch
+# shellcheck source=launch/xla_flags.sh
+source "$here/xla_flags.sh" gpu
+
 status=0
 srun --kill-on-bad-exit=0 --wait=120 b2b train "$@" || status=$?
 if [[ $status -eq 75 ]]; then

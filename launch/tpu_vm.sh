@@ -28,8 +28,8 @@ install)
 train)
     printf -v words '%q ' "${@:2}"
     # Nothing on these machines says that there are others: JAX finds them when told to join.
-    on_hosts all "cd b2b_jax && B2B_JAX_JOIN=auto nohup .venv/bin/b2b train $words \
-        >>b2b.log 2>&1 </dev/null &"
+    on_hosts all "cd b2b_jax && source launch/xla_flags.sh tpu &&
+        B2B_JAX_JOIN=auto nohup .venv/bin/b2b train $words >>b2b.log 2>&1 </dev/null &"
     ;;
 logs)
     on_hosts 0 "tail -n 50 -f b2b_jax/b2b.log"

@@ -19,7 +19,9 @@ from b2b_jax.train.saved import read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
-SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+FLAGS = LAUNCH / "xla_flags.sh"
+SCRIPTS = sorted(set(LAUNCH.glob("*.sh")) - {FLAGS})
+LIBTPU = any((Path(entry) / "libtpu").is_dir() for entry in sys.path)
 SHELLCHECK = shutil.which("shellcheck")
 
 
@@ -39,10 +41,72 @@ def test_scripts_are_executable_and_parse(path):
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="needs shellcheck")
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SCRIPTS, FLAGS], ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(path):
-    run = subprocess.run([str(SHELLCHECK), str(path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [str(SHELLCHECK), "-x", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout
+
+
+def sourced(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a strict shell has after it has read the flags."""
+    script = f'set -euo pipefail; source "$0" {" ".join(words)}; env'
+    return subprocess.run(
+        ["bash", "-c", script, str(FLAGS)],
+        env={"PATH": os.environ["PATH"]} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "name"), [("gpu", "XLA_FLAGS"), ("tpu", "LIBTPU_INIT_ARGS")]
+)
+def test_flags_come_before_those_of_the_user(accelerator, name):
+    run = sourced(accelerator, **{name: "--mine=1"})
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith(f"{name}="))
+    assert line.startswith(f"{name}=--xla_") and line.endswith(" --mine=1")
+
+
+def test_flags_are_for_a_named_accelerator():
+    run = sourced("cpu")
+    assert run.returncode == 2 and "found 'cpu', expected gpu or tpu" in run.stderr
+    assert sourced().returncode != 0
+
+
+def flags_of(accelerator: str, name: str) -> str:
+    lines = sourced(accelerator).stdout.splitlines()
+    return next(line.removeprefix(f"{name}=") for line in lines if line.startswith(f"{name}="))
+
+
+@pytest.mark.parametrize("more", ["", "--xla_gpu_no_such_flag=true"])
+def test_this_jax_knows_every_flag_for_gpus(more):
+    """XLA ends the process at a flag that it does not know, on every machine."""
+    flags = f"{flags_of('gpu', 'XLA_FLAGS')} {more}"
+    run = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode == 0) == (not more), run.stderr
+
+
+@pytest.mark.skipif(not LIBTPU, reason="needs the extra 'tpu'")
+@pytest.mark.parametrize("more", ["", "--xla_tpu_no_such_flag=true"])
+def test_this_libtpu_knows_every_flag_for_tpus(more):
+    script = (
+        "from b2b_jax.commands.topology import *; machine = parse_topology('v5e:2x2'); "
+        "prepare_compilers(machine); topology_devices(machine)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"LIBTPU_INIT_ARGS": f"{flags_of('tpu', 'LIBTPU_INIT_ARGS')} {more}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode == 0) == (not more), run.stderr
 
 
 def test_the_sky_task_is_whole():
@@ -151,6 +215,8 @@ if verb == "ssh":
     for index in range(2) if worker == "all" else [int(worker)]:
         home = hosts / str(index)
         (home / "b2b_jax" / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+        if not (home / "b2b_jax" / "launch").exists():
+            (home / "b2b_jax" / "launch").symlink_to(os.environ["STUB_LAUNCH"])
         there = home / "b2b_jax" / ".venv" / "bin" / "b2b"
         if not there.exists():
             there.symlink_to(os.environ["STUB_B2B"])
@@ -177,6 +243,7 @@ def test_the_tpu_script_trains_on_every_host(tmp_path):
         NAME="slice",
         ZONE="here",
         STUB_HOSTS=str(hosts),
+        STUB_LAUNCH=str(LAUNCH),
         STUB_B2B=str(Path(sys.executable).parent / "b2b"),
         STUB_COORDINATOR=f"127.0.0.1:{port}",
     )
@@ -226,3 +293,4 @@ def test_xpk_gets_the_command_with_its_words_intact(tmp_path):
         "b2b", "train", "a\\", "b.yaml", "--train.steps", "5",
     ]  # fmt: skip
     assert words[words.index("--docker-image") + 1] == "i"
+    assert words[words.index("--env") + 1].startswith("LIBTPU_INIT_ARGS=--xla_")
