@@ -49,19 +49,24 @@ class OneByOne:
 Batches = Callable[[], Iterator[Any]]
 
 
-def seconds_per_batch(batches: Batches, seconds: float) -> float:
-    """Take batches for some seconds, after those that were read ahead at the start."""
+def seconds_per_batch(batches: Batches, seconds: float) -> tuple[float, float]:
+    """Take batches for some seconds, after those that were read ahead at the start.
+
+    Returns:
+        seconds per batch, and those that processors worked on it, all threads together.
+    """
     iterator = batches()
     for _ in range(LEAD_IN):
         next(iterator)
-    began, count = time.perf_counter(), 0
-    while (spent := time.perf_counter() - began) < seconds:
+    began, worked, count, spent = time.perf_counter(), time.process_time(), 0, 0.0
+    while spent < seconds:
         next(iterator)
-        count += 1
+        count, spent = count + 1, time.perf_counter() - began
+    worked = time.process_time() - worked
     # Or its threads would go on reading ahead while another contender is measured.
     iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
     time.sleep(harness.SETTLE_S)
-    return spent / count
+    return spent / count, worked / count
 
 
 def contenders(prepared: Any, *, layout: str, length: int, batch_size: int) -> dict[str, Batches]:
@@ -129,20 +134,25 @@ def main() -> None:
                 made = contenders(
                     prepared, layout=layout, length=length, batch_size=args.batch_size
                 )
-                seconds: dict[str, list[float]] = {name: [] for name in made}
+                seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
                 for _ in range(args.rounds):
                     for name, batches in made.items():
                         seconds[name].append(seconds_per_batch(batches, args.seconds))
-                tokens = args.batch_size * length
-                rate = {name: tokens / harness.median(s) / 1e6 for name, s in seconds.items()}
-                cells = [f"{rate[name]:,.1f}" for name in ("Grain", "b2b_jax", "order", "windows")]
-                rows.append((layout, length, *cells, f"{rate['b2b_jax'] / rate['Grain']:.0f}"))
+                tokens = args.batch_size * length / 1e6
+                spent, worked = (
+                    {name: harness.median([turn[i] for turn in s]) for name, s in seconds.items()}
+                    for i in (0, 1)
+                )
+                rates = (f"{tokens / spent[name]:,.1f}" for name in made)
+                ratios = (f"{of['Grain'] / of['b2b_jax']:.0f}" for of in (spent, worked))
+                rows.append((layout, length, *rates, *ratios))
+                harness.progress(f"{layout}, {length} tokens: done")
                 raw[f"{layout} {length}"] = seconds
-                harness.progress(f"{layout}, {length} tokens: {rate['b2b_jax']:,.1f} M tokens/s")
     harness.print_facts("Machine", facts)
     harness.print_facts("Workload", {"batch": args.batch_size, "tokens in the file": args.tokens})
     print("\nMillions of tokens per second (median):")
-    header = ("layout", "length", "Grain", "b2b_jax", "order", "windows", "b2b_jax / Grain")
+    names = ("Grain", "b2b_jax", "order", "windows")
+    header = ("layout", "length", *names, "b2b_jax / Grain", "the same by processor time")
     harness.print_table(header, rows)
     harness.write_json(
         args.json, {"machine": facts, "workload": vars(args), "seconds per batch": raw}

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sequence_length": 128,
         "masked_positions": 20,
         "dtype": "float32",
+        "processes": "together",
         "steps_per_round": 1,
         "rounds": 6,
         "repeats": 1,
@@ -60,6 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sequence_length": 512,
         "masked_positions": 80,
         "dtype": "bfloat16",
+        "processes": "alone",
         "steps_per_round": 10,
         "rounds": 3,
         "repeats": 3,
@@ -74,7 +76,8 @@ class Bench:
     Attributes:
         device: "cpu" or "cuda".
         env: of the workers.
-        threads: processors, or None.
+        threads: processors that were asked for, or None.
+        processors: how many that makes.
         facts: (contender, batch size) -> what its worker said.
         problems: (contender, batch size) -> why there is no figure.
     """
@@ -181,7 +184,7 @@ def compare(bench: Bench, load: Workload, sizes: Sequence[int], args: Any) -> di
         and not (args.no_compile and "compiled" in name)
         and not (args.no_eager and "compiled" not in name)
     ]
-    measure = one_at_a_time if bench.device == "cuda" else together
+    measure = one_at_a_time if args.processes == "alone" else together
     sweep: dict[str, dict[int, list[float]]] = {}
     for size in sizes:
         groups = groups_of([OURS, *torch], replace(load, batch_size=size))
@@ -204,6 +207,11 @@ def compare(bench: Bench, load: Workload, sizes: Sequence[int], args: Any) -> di
     else:
         seconds = {label: by_size[sizes[0]] for label, by_size in sweep.items()}
     return {"sweep": sweep, "best": {label: (best[label], seconds[label]) for label in seconds}}
+
+
+def first_loss(facts: Mapping[str, Any], label: str) -> float:
+    told = facts["first_loss"]
+    return told[label] if isinstance(told, Mapping) else told
 
 
 def report(model: str, load: Workload, found: Mapping[str, Any], bench: Bench) -> str:
@@ -279,6 +287,11 @@ def report(model: str, load: Workload, found: Mapping[str, Any], bench: Bench) -
             "Tokens per second by batch size, one turn each:",
             harness.table(("contender", *map(str, sizes)), cells),
         ]
+    losses = ", ".join(
+        f"{label} {first_loss(bench.facts[label, size], label):.3f}"
+        for label, (size, _) in found["best"].items()
+    )
+    parts.append(f"Loss of the first step, each from its own random parameters: {losses}.")
     equal = torch_step.equal_work(rates, causal=cfg.is_causal)
     if equal and OURS in rates:
         fastest = max(equal, key=lambda name: rates[name])
@@ -329,6 +342,11 @@ def options() -> Any:
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--repeats", type=int, help="timed measurements per turn")
     parser.add_argument("--steps-per-round", type=int, help="steps per measurement")
+    parser.add_argument(
+        "--processes",
+        choices=("together", "alone"),
+        help="whether contenders stay while others work (default: alone on a GPU)",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-eager", action="store_true", help="torch.compile only")
     parser.add_argument("--markdown", metavar="FILE", help="also write the report there")
