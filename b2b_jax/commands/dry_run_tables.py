@@ -71,10 +71,17 @@ def gathered(step: CompiledStep, programs: Programs) -> str:
     got = sum(one.result_bytes * one.times for one in step.collectives if one.kind == "all-gather")
     if programs.mesh.shape["fsdp"] == 1:
         return "no parameter has to be gathered: fsdp is 1"
-    return (
+    passed = sum(one.sent_bytes for one in step.collectives if one.kind == "collective-permute")
+    told = (
         f"all-gathers bring {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
         f"{programs.config.compute.dtype}; sharded parameters need one for the forward pass and "
         "one for the backward"
+    )
+    if not passed:
+        return told
+    return (
+        f"{told}. The collective permutations send {passed / 1e6:,.1f} MB, {passed / whole:.2f} "
+        "times all parameters: TPUs pass shares of weights and gradients on while they multiply"
     )
 
 
