@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,12 @@ class Checkpoints:
     def set_aside(self, step: int) -> Path:
         """Rename a damaged checkpoint, so that it neither counts nor is lost."""
         path = Path(self._manager.directory) / str(step)
-        number = 1 + len(list(path.parent.glob(f"damaged-{step}-*")))
-        aside = path.with_name(f"damaged-{step}-{number}")
-        with contextlib.suppress(FileNotFoundError):  # another process may have been faster
+        number = len(list(path.parent.glob(f"damaged-{step}-*")))
+        aside = path.with_name(f"damaged-{step}-{number + 1}")
+        try:
             path.rename(aside)
+        except FileNotFoundError:  # another process was faster
+            aside = path.with_name(f"damaged-{step}-{max(number, 1)}")
         self._manager.reload()
         return aside
 
@@ -237,6 +239,29 @@ def restore_items(
             f"{', '.join(bad[:3])}{more}"
         )
     return items
+
+
+@contextlib.contextmanager
+def naming_older(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Add to what is damaged which older steps there are and how to get at them.
+
+    They are not read instead: what is grown from, compared or taught by an older model is another
+    result, and only a run's own command may decide to train the rest again.
+
+    Raises:
+        DamagedCheckpoint: with that.
+    """
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        older = [str(found) for found in sorted(manager.all_steps()) if found < step]
+        way = (
+            f"older here: {', '.join(older)}; repeat the b2b train of this run, which sets the "
+            "damaged one aside and trains again from the newest that is sound"
+            if older
+            else "no older one is here; make this folder again"
+        )
+        raise DamagedCheckpoint(f"{error} ({way})") from error
 
 
 def _cannot_be_read(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:

@@ -23,6 +23,7 @@ from b2b_jax.train.checkpoint import (
     FOLDER,
     CheckpointError,
     checkpoint_meta,
+    naming_older,
     restore_items,
     sealed,
 )
@@ -95,7 +96,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         folder = open_folder(path)
         return {"model": folder.config.to_dict(), "lineage": read_lineage(path), "step": 0}
     manager, step = open_checkpoints(Path(path))
-    return {**checkpoint_meta(manager, step), "step": step}
+    with naming_older(manager, step):
+        return {**checkpoint_meta(manager, step), "step": step}
 
 
 def read_lineage(path: str | Path) -> dict[str, Any]:
@@ -163,7 +165,8 @@ def load_model(
         meta = {"lineage": read_lineage(path), "notes": folder.notes()}
         return SavedModel(folder.config, params, meta, 0, parameter_fingerprint(params))
     manager, step = open_checkpoints(Path(path))
-    meta = checkpoint_meta(manager, step)
+    with naming_older(manager, step):
+        meta = checkpoint_meta(manager, step)
     config = ModelConfig.from_dict(meta["model"])
     abstract = {
         leaf_path: jax.ShapeDtypeStruct(
@@ -171,7 +174,8 @@ def load_model(
         )
         for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
     }
-    restored = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
+    with naming_older(manager, step):
+        restored = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
     params = jax.device_get(restored)
     return SavedModel(config, params, meta, step, parameter_fingerprint(params))
 

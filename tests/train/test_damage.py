@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harm import flip_an_array, remove_meta, truncate
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import STEPS, Recorder, tiny_run
@@ -40,34 +41,6 @@ def copy(stopped, name: str):
     target = folder / name
     shutil.copytree(config.run_dir, target)
     return dataclasses.replace(config, run_dir=str(target)), expected
-
-
-def data_files(run_dir: str, step: int) -> list[Path]:
-    """Files of array data of one checkpoint, the largest first."""
-    files = (Path(run_dir) / "checkpoints" / str(step)).rglob("d/*")
-    return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(bytes(content))
-
-
-def flip_an_array(run_dir: str, step: int) -> None:
-    """Change one bit of every file that holds arrays."""
-    for path in data_files(run_dir, step):
-        flip(path)
-
-
-def truncate(run_dir: str, step: int) -> None:
-    path = data_files(run_dir, step)[0]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def remove_meta(run_dir: str, step: int) -> None:
-    shutil.rmtree(Path(run_dir) / "checkpoints" / str(step) / "meta")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +91,8 @@ def test_values_that_changed_on_disk_are_noticed_by_their_checksum(stopped):
     arrays = "checkpoints/0/params"
     shutil.rmtree(target / arrays)
     shutil.copytree(Path(config.run_dir) / "changed" / arrays, target / arrays)
-    with pytest.raises(DamagedCheckpoint, match=r"have changed .*\['mlm'\]\['norm'\]\['scale'\]$"):
+    found = r"have changed .*\['mlm'\]\['norm'\]\['scale'\] \(no older one is here; make this"
+    with pytest.raises(DamagedCheckpoint, match=found):
         load_model(target)
     assert main(["inspect", str(target)]) in (0, 1)  # a message or a table, no trace
 
@@ -169,3 +143,19 @@ def test_swapped_entries_and_leaves_are_noticed():
     assert damaged({"a": rows[::-1], "b": rows + 1}, sums) == ["['a']"]
     assert damaged({"a": rows.T.reshape(3, 4), "b": rows}, sums) == ["['a']", "['b']"]
     assert damaged({"c": rows}, sums) == []
+
+
+@pytest.mark.parametrize("harm", [flip_an_array, remove_meta])
+def test_an_older_model_is_named_and_not_read_instead_of_a_damaged_one(stopped, capsys, harm):
+    """Growing from an older step without being asked to would be another result."""
+    config, _ = copy(stopped, f"grown-from-{harm.__name__}")
+    harm(config.run_dir, 8)
+    target = Path(config.run_dir) / "grown"
+    words = ["grow", config.run_dir, str(target), "--to", "num_hidden_layers=4"]
+    assert main(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"b2b: {config.run_dir}/checkpoints/8: ")
+    assert "(older here: 5; repeat the b2b train of this run, which sets the damaged one" in line
+    assert not target.exists()
+    assert train_command(config, reporter=Recorder()).exit_code == 0
+    assert main(words) == 0
