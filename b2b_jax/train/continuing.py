@@ -123,6 +123,8 @@ def naming_the_kept(checkpoints: Checkpoints) -> Iterator[None]:
             else f"the checkpoint of step {kept} is kept"
         )
         raise NonFiniteLoss(
-            f"{error}; {what}. Lower optimizer.peak_learning_rate or raise optimizer.warmup_steps",
+            f"{error}; {what}. Repeat the command if the machine may be to blame; else begin "
+            "another run_dir with a lower optimizer.peak_learning_rate or more "
+            "optimizer.warmup_steps",
             step=error.step,
         ) from None
