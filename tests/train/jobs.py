@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -108,10 +108,34 @@ class Job:
         return "\n---\n".join(path.read_text() for path in self.output)
 
 
+STARVED = "Gloo context initialization failed: DEADLINE_EXCEEDED"
+"""Gloo waits for the other processes for 30 s, which cannot be changed: a job then ends with 75."""
+
+
+def finished(start: Callable[[], Job]) -> Job:
+    """Let a job come to its end; one whose processes missed each other is started again.
+
+    Args:
+        start: starts all processes of the job.
+    """
+    for _ in range(3):
+        job = start()
+        codes = job.wait()
+        if not any(codes):
+            return job
+        assert STARVED in job.said(), f"{codes}: {job.said()}"
+    raise AssertionError(f"never came together: {job.said()}")
+
+
 def train_job(config: Path, *words: str, processes: int = 2, devices: int = 2) -> Job:
     """Start `b2b train` in some processes with so many devices each."""
     command = [sys.executable, "-c", TRAIN, str(devices), "train", str(config), *words]
     return Job(command, output=config, processes=processes)
+
+
+def train_all(config: Path, *words: str, processes: int = 2, devices: int = 2) -> Job:
+    """Train in some processes to the end."""
+    return finished(lambda: train_job(config, *words, processes=processes, devices=devices))
 
 
 def write_config(folder: Path, name: str, **changes) -> tuple[Path, str]:
@@ -131,3 +155,13 @@ def losses(run_dir: str) -> list[float]:
     """Held-out losses of a run, in order."""
     with open(Path(run_dir) / "metrics.csv", newline="") as file:
         return [float(row["heldout_loss"]) for row in csv.DictReader(file) if row["heldout_loss"]]
+
+
+def command_line(words: list[str], log: str) -> None:
+    """Be a process of the command line that writes to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from b2b_jax.cli import main
+
+    sys.exit(main(words))

@@ -1,93 +1,23 @@
 """Several processes train one model: `b2b train` over loopback, stopped, killed and continued."""
 
-import csv
-import json
-import os
+import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from harm import flip_an_array, remove_meta
+from jobs import HEARTBEAT, losses, train_all, train_job, write_config
 from runs import STEPS, Recorder, tiny_run
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.models import ConfigError
+from b2b_jax.train.checkpoint import finished_steps
 from b2b_jax.train.config import CheckpointConfig
 from b2b_jax.train.processes import join_processes
 from b2b_jax.train.saved import load_model
 from b2b_jax.tree import flatten
-
-COMMAND = """
-import sys, jax
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_default_matmul_precision", "highest")
-from b2b_jax.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-HEARTBEAT = 10
-
-
-class Job:
-    """Some processes of one training run."""
-
-    def __init__(self, config: Path, *words: str, processes: int = 2) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        self.output = [config.with_name(f"{config.stem}-{index}.txt") for index in range(processes)]
-        self.processes = []
-        for index, path in enumerate(self.output):
-            environment = os.environ | {
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(index),
-                "B2B_JAX_HEARTBEAT_SECONDS": str(HEARTBEAT),
-            }
-            with path.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-c", COMMAND, "train", str(config), *words],
-                        env=environment,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-
-    def wait(self) -> list[int]:
-        """Exit codes."""
-        try:
-            return [process.wait(timeout=300) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-
-    def wait_for(self, words: str) -> None:
-        """Return when the first process has said something."""
-        limit = time.monotonic() + 300
-        while words not in self.output[0].read_text():
-            assert time.monotonic() < limit and self.processes[0].poll() is None, self.said()
-            time.sleep(0.05)
-
-    def said(self) -> str:
-        return "\n---\n".join(path.read_text() for path in self.output)
-
-
-def write_config(folder: Path, name: str, **changes) -> tuple[Path, str]:
-    run = tiny_run(folder, name, **changes)
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(run.to_dict()))))
-    return path, run.run_dir
-
-
-def losses(run_dir: str) -> list[float]:
-    with open(Path(run_dir) / "metrics.csv", newline="") as file:
-        return [float(row["heldout_loss"]) for row in csv.DictReader(file) if row["heldout_loss"]]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +33,7 @@ def alone(tmp_path_factory):
 def test_two_processes_train_as_one(alone):
     folder, expected = alone
     path, run_dir = write_config(folder, "two")
-    job = Job(path, "--mesh.preset", "fsdp")
-    assert job.wait() == [0, 0], job.said()
+    job = train_all(path, "--mesh.preset", "fsdp")
     np.testing.assert_allclose(losses(run_dir), expected, rtol=1e-4)
     assert job.output[0].read_text().count("finished at step") == 1
     assert "finished" not in job.output[1].read_text()
@@ -120,7 +49,7 @@ def test_two_processes_train_as_one(alone):
 def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(alone):
     folder, expected = alone
     path, run_dir = write_config(folder, "stopped")
-    job = Job(path)
+    job = train_job(path)
     job.wait_for("train  ")
     job.processes[1].send_signal(signal.SIGTERM)
     codes = job.wait()
@@ -138,7 +67,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message_and_the_job_continue
     folder, expected = alone
     checkpoint = CheckpointConfig(every_steps=1, every_minutes=0.0, keep_last=2, keep_best=0)
     path, run_dir = write_config(folder, f"killed-{killed}", checkpoint=checkpoint)
-    job = Job(path)
+    job = train_job(path)
     job.wait_for("train  ")
     began = time.monotonic()
     job.processes[killed].kill()
@@ -148,8 +77,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message_and_the_job_continue
     assert codes[killed] == -signal.SIGKILL and codes[other] != 0, job.said()
     said = job.output[other].read_text()
     assert "another process of the job has ended" in said or "JAX distributed service" in said
-    again = Job(path)
-    assert again.wait() == [0, 0], again.said()
+    train_all(path)
     np.testing.assert_allclose(losses(run_dir)[-1], expected[-1], rtol=1e-4)
 
 
@@ -177,3 +105,24 @@ def test_an_environment_that_contradicts_itself_is_named(environment, message):
 def test_a_process_on_its_own_joins_nobody():
     join_processes({})
     join_processes({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [flip_an_array, remove_meta])
+def test_damage_that_a_job_finds_is_set_aside_and_the_job_started_again_goes_on(alone, harm):
+    folder, expected = alone
+    checkpoint = CheckpointConfig(every_steps=4, every_minutes=0.0, keep_last=3, keep_best=0)
+    path, run_dir = write_config(folder, f"job-{harm.__name__}", checkpoint=checkpoint)
+    train_all(path, "--mesh.preset", "fsdp")
+    checkpoints = Path(run_dir) / "checkpoints"
+    shutil.rmtree(checkpoints / "12")
+    harm(run_dir, 8)
+    job = train_job(path, "--mesh.preset", "fsdp")
+    codes = job.wait()
+    said = [file.read_text() for file in job.output]
+    assert 75 in codes and 0 not in codes, job.said()
+    assert f"{checkpoints}/8" in said[codes.index(75)] and "set aside as damaged-8-1" in job.said()
+    assert finished_steps(run_dir) == [4] and (checkpoints / "damaged-8-1").is_dir()
+    again = train_all(path, "--mesh.preset", "fsdp")
+    assert "continues from the checkpoint of step 4" in again.said()
+    np.testing.assert_allclose(losses(run_dir), expected, rtol=1e-4)

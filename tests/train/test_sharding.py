@@ -1,15 +1,13 @@
 """Where things lie on a mesh, and that it changes no number: presets, processes, growth."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jobs import Job, finished
 from train_support import Setup, config
 
 from b2b_jax.axes import Axes
@@ -111,38 +109,16 @@ def test_a_mesh_uses_all_devices_of_the_process():
     assert make_mesh(MeshConfig()).shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def numbers(folder: Path, mesh: MeshConfig, *, devices: int, processes: int = 1):
     """Losses, gradients, grown and trained parameters, and shares, of a few steps on a mesh."""
     name = f"{mesh.preset}-{devices}-{processes}"
     sizes = {axis: getattr(mesh, axis) for axis in ("preset", *AXES)}
-    port, running = free_port(), []
-    for index in range(processes):
-        words = [sys.executable, str(WORKER), str(devices // processes), json.dumps(sizes)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        if processes > 1:
-            environment |= {
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(index),
-            }
-        running.append(
-            subprocess.Popen(
-                [*words, str(folder / f"{name}.npz")],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    said = [process.communicate(timeout=600)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
-    with np.load(folder / f"{name}.npz") as file:
+    words = [sys.executable, str(WORKER), str(devices // processes), json.dumps(sizes)]
+    out = folder / f"{name}.npz"
+    # No process is meant to die here, so a machine that is busy elsewhere is given time.
+    command = [*words, str(out)]
+    finished(lambda: Job(command, output=folder / name, processes=processes, heartbeat=600))
+    with np.load(out) as file:
         return dict(file)
 
 
