@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import grain
 import numpy as np
@@ -81,7 +81,7 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         # Not through a map of the file: where one has been cut off, that ends the process.
         bodies = np.empty((len(indices), self._body), self._dtype)
         size = self._body * self._dtype.itemsize
-        to = memoryview(bodies).cast("B")
+        to = memoryview(cast(Any, bodies)).cast("B")
         for row, index in enumerate(indices.tolist()):
             try:
                 read = os.pread(self._file, size, self._offset + index * size)

@@ -15,7 +15,7 @@ from b2b_jax.convert import is_hf_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.arrays import host_device, put_everywhere
-from b2b_jax.train.checkpoint import CheckpointError, checkpoint_meta, restore_items
+from b2b_jax.train.checkpoint import CheckpointError, checkpoint_meta, naming_older, restore_items
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.train.saved import open_checkpoints, parameter_fingerprint
 from b2b_jax.train.sharding import fitting_shardings, optimizer_shardings
@@ -38,13 +38,16 @@ def load_params(path: str | Path, *, step: int, shardings: Params) -> Params:
     """
     manager, _ = open_checkpoints(Path(path))
     _check_has(path, manager, step)
-    config = ModelConfig.from_dict(checkpoint_meta(manager, step)["model"])
+    with naming_older(manager, step):
+        meta = checkpoint_meta(manager, step)
+    config = ModelConfig.from_dict(meta["model"])
     where = flatten(shardings)
     abstract = {
         leaf_path: jax.ShapeDtypeStruct(shape, np.float32, sharding=where[leaf_path])
         for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
     }
-    return restore_items(manager, step, {"params": unflatten(abstract)})["params"]
+    with naming_older(manager, step):
+        return restore_items(manager, step, {"params": unflatten(abstract)})["params"]
 
 
 def load_optimizer(path: str | Path, *, step: int, fingerprint: str) -> Any:
