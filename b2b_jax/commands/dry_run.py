@@ -149,7 +149,7 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         compute = dataclasses.replace(config.compute, remat=remat)
         yield f"{flags}--compute.remat {remat}", dataclasses.replace(shared, compute=compute)
     compute = dataclasses.replace(config.compute, remat="full")
-    for parts in (2, 4, 8):
+    for parts in (2, 4, 8, 16, 32, 64):
         number = config.train.micro_batches * parts
         if config.train.batch_size % number == 0:
             train = dataclasses.replace(config.train, micro_batches=number)

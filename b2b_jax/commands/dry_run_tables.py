@@ -77,6 +77,14 @@ def gathered(step: CompiledStep, programs: Programs) -> str:
         f"{programs.config.compute.dtype}; sharded parameters need one for the forward pass and "
         "one for the backward"
     )
+    reduced = sum(one.sent_bytes for one in step.collectives if one.kind == "all-reduce")
+    if not passed and got < 0.1 * whole < reduced:
+        return (
+            f"all-gathers bring next to nothing and all-reduces send {reduced / 1e6:,.1f} MB, "
+            f"{reduced / whole:.2f} times all parameters: the compiler collects parameters by "
+            "all-reduces, as it does along three dimensions of a torus. With --mesh.data -1 and an "
+            "--mesh.fsdp of one or two of them it gathers, and sends less"
+        )
     if not passed:
         return told
     return (

@@ -44,7 +44,7 @@ _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 # Three spellings: [groups,size]<=..., {{0,1,..},..}, and mesh['a'=4,'b'=2] {'a'}.
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]*)\}"
-    r"|mesh\[(?P<mesh>[^\]]*)\](?:, device_ids=\([^)]*\))? \{(?P<axes>[^}]*)\})"
+    r"|mesh\[(?P<mesh>[^\]]*)\](?:, device_ids=[^{]*)? \{(?P<axes>[^}]*)\})"
 )
 
 

@@ -22,6 +22,7 @@ def one(line: str) -> Collective:
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2,'axis_2'=8] {'axis_0','axis_2'}", 32),
         ("replica_groups=mesh['a'=8,'b'=2] {'a':(1)4}", 4),
         ("replica_groups=mesh['a'=4], device_ids=(3,2,1,0) {'a'}", 4),
+        ("replica_groups=mesh['a'=16,'b'=4], device_ids=([4,16]T(1,0)) {'a'}", 16),
     ],
 )
 def test_every_spelling_of_groups_is_read(groups, size):
