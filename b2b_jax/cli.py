@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from b2b_jax.commands.allocation import keep_freed_memory
 from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
 from b2b_jax.commands.grow_options import add_grow_options
 from b2b_jax.commands.options import add_hf_options, heads, shard_bytes
@@ -172,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     from b2b_jax.commands.job import train_job
 
     return train_job(options.config, options.overrides, guard=_guarded)
@@ -240,6 +242,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     from b2b_jax.commands.compare import compare_command
     from b2b_jax.compare import load_compare_config
     from b2b_jax.train.writers import TerminalReporter
