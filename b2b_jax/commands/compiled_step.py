@@ -101,17 +101,8 @@ def compile_step(
     limit = math.inf if chip is None else USABLE * chip.memory
     problem = "" if peak <= limit else f"needs {human_size(peak)} of {human_size(limit)}"
     collectives = read_collectives(compiled.as_text() or "")
-    return CompiledStep(
-        name,
-        sub,
-        phase.needs_teacher,
-        memory,
-        _touched(programs, sub),
-        collectives,
-        flops,
-        spent,
-        problem,
-    )
+    touched, taught = _touched(programs, sub), phase.needs_teacher
+    return CompiledStep(name, sub, taught, memory, touched, collectives, flops, spent, problem)
 
 
 def _teacher(programs: Programs) -> ModelConfig | None:

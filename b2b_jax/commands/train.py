@@ -25,9 +25,7 @@ from b2b_jax.train.config import RunConfig, changed_fields
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.processes import is_first, require_equal, wait_for_all
-from b2b_jax.train.saved import (
-    load_model,
-)
+from b2b_jax.train.saved import load_model
 from b2b_jax.train.writers import Reporter, duration
 
 

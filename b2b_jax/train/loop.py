@@ -20,12 +20,7 @@ from b2b_jax.train.continuing import continue_newest, naming_the_kept, open_writ
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.inherit import Hints
 from b2b_jax.train.meter import Accounting, Meter, Progress
-from b2b_jax.train.processes import (
-    LostProcess,
-    Vote,
-    Votes,
-    naming_lost_processes,
-)
+from b2b_jax.train.processes import LostProcess, Vote, Votes, naming_lost_processes
 from b2b_jax.train.programs import Lessons, Programs
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.schedule import Phase

@@ -57,10 +57,8 @@ class Programs:
     ) -> None:
         self.config, self.plan = config, plan
         self.mesh = make_mesh(config.mesh, devices=devices)
-        model, tokens = (
-            build_model(config.model, compute=config.compute),
-            config.train.sequence_length,
-        )
+        model = build_model(config.model, compute=config.compute)
+        tokens = config.train.sequence_length
         self.model = on_mesh(model, self.mesh, tokens=tokens)
         self.vocabulary = VocabularyLoss(self.mesh)
         self.inheritance = None
