@@ -61,12 +61,13 @@ class CsvWriter:
                     if step.isdigit() and last is not None and int(step) <= keep_through:
                         kept.append({name: row.get(name) or "" for name in columns})
         temporary = path.with_suffix(".tmp")
-        self._file = temporary.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
+        with temporary.open("w", newline="") as file:
+            begun = csv.DictWriter(file, columns)
+            begun.writeheader()
+            begun.writerows(kept)
         os.replace(temporary, path)
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, row: Row) -> None:
         """Append one row; missing columns stay empty. It is on disk when this returns."""

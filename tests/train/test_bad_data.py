@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import write_yaml
-from runs import Recorder, assert_same, final_state, rows, tiny_run
+from runs import Recorder
+from stopped_runs import assert_it_goes_on, message, stop_at
 
-from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
 from b2b_jax.data import DataError, prepare
 from b2b_jax.train.checkpoint import finished_steps
@@ -21,41 +20,7 @@ OFTEN = CheckpointConfig(every_steps=3, every_minutes=0.0, keep_last=2, keep_bes
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run that was stopped at step 6, and the end of one that was not."""
-    folder = tmp_path_factory.mktemp("bad_data")
-    whole = tiny_run(folder, "whole", checkpoint=OFTEN)
-    assert train_command(whole, reporter=Recorder()).exit_code == 0
-    config = tiny_run(folder, "stopped", checkpoint=OFTEN)
-    assert train_command(config, reporter=Recorder(signal_at=6)).exit_code == 75
-    return folder, config, whole
-
-
-def copy(stopped, name: str):
-    """The stopped run under another name, with prepared data of its own."""
-    folder, config, whole = stopped
-    run_dir, data = folder / name, folder / f"{name}-data"
-    shutil.copytree(config.run_dir, run_dir)
-    shutil.copytree(config.data.prepared_dir, data)
-    own = dataclasses.replace(config.data, prepared_dir=str(data))
-    return dataclasses.replace(config, run_dir=str(run_dir), data=own), whole
-
-
-def message(config, capsys) -> str:
-    """What the command line says when it ends with 1, in one line."""
-    capsys.readouterr()
-    assert main(["train", str(write_yaml(config))]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("b2b: ")
-    return line
-
-
-def assert_it_goes_on(config, whole, *, step: int) -> None:
-    """To the end of the run that nothing happened to."""
-    reporter = Recorder()
-    assert train_command(config, reporter=reporter).exit_code == 0
-    assert f"continues from the checkpoint of step {step}" in reporter.text
-    assert_same(final_state(config), final_state(whole))
-    assert rows(config.run_dir) == rows(whole.run_dir)
+    return stop_at(6, tmp_path_factory.mktemp("bad_data"), checkpoint=OFTEN)
 
 
 def cut(path: Path) -> None:
@@ -73,7 +38,7 @@ def cut(path: Path) -> None:
     ],
 )
 def test_tokens_that_are_cut_off_or_gone(stopped, capsys, harm, split):
-    config, whole = copy(stopped, f"{harm.__name__}-{split}")
+    config = stopped.copy(f"{harm.__name__}-{split}")
     folder = prepare(config.data).path
     harm(folder / f"{split}.npy")
     said = message(config, capsys)
@@ -81,7 +46,7 @@ def test_tokens_that_are_cut_off_or_gone(stopped, capsys, harm, split):
     assert f"delete {folder} to have it prepared again" in said
     assert finished_steps(config.run_dir)[-1] >= 6
     shutil.rmtree(folder)
-    assert_it_goes_on(config, whole, step=finished_steps(config.run_dir)[-1])
+    assert_it_goes_on(config, stopped.whole, step=finished_steps(config.run_dir)[-1])
 
 
 class CutsOff(Recorder):
@@ -99,7 +64,7 @@ class CutsOff(Recorder):
 
 @pytest.mark.slow
 def test_tokens_that_are_cut_off_while_the_run_reads_them(stopped):
-    folder, _, whole = stopped
+    folder, whole = stopped.folder, stopped.whole
     longer = dataclasses.replace(whole.train, steps=40)
     undisturbed = dataclasses.replace(whole, run_dir=str(folder / "longer"), train=longer)
     assert train_command(undisturbed, reporter=Recorder()).exit_code == 0
@@ -116,7 +81,7 @@ def test_tokens_that_are_cut_off_while_the_run_reads_them(stopped):
 
 @pytest.mark.slow
 def test_a_tokenizer_file_of_another_content(stopped, capsys):
-    folder, config, _ = stopped
+    folder, config = stopped.folder, stopped.config
     tokenizer = folder / "tokenizer.json"
     shutil.copy(prepare(config.data).path / "tokenizer.json", tokenizer)
     data = dataclasses.replace(config.data, tokenizer=str(tokenizer))
@@ -139,7 +104,7 @@ def test_a_tokenizer_file_of_another_content(stopped, capsys):
 
 def test_a_batch_that_gives_no_number(stopped, capsys, monkeypatch):
     """Ids outside the vocabulary, as bad memory could make them, in one batch of a sitting."""
-    config, whole = copy(stopped, "bad-batch")
+    config = stopped.copy("bad-batch")
     put, batches = Programs.put, []
 
     def put_bad(self, rows: np.ndarray):
@@ -151,12 +116,12 @@ def test_a_batch_that_gives_no_number(stopped, capsys, monkeypatch):
     assert "step 9: loss nan" in said and "the checkpoint of step 6 is kept" in said
     assert finished_steps(config.run_dir)[-1] == 6
     monkeypatch.undo()
-    assert_it_goes_on(config, whole, step=6)
+    assert_it_goes_on(config, stopped.whole, step=6)
 
 
 @pytest.mark.slow
 def test_a_rate_that_diverges_from_the_command_line(stopped, capsys):
-    folder, config, _ = stopped
+    folder, config = stopped.folder, stopped.config
     wild = dataclasses.replace(config.optimizer, peak_learning_rate=1e38, clip_norm=0.0)
     config = dataclasses.replace(config, run_dir=str(folder / "wild"), optimizer=wild)
     said = message(config, capsys)

@@ -1,6 +1,5 @@
 """Damaged checkpoints: noticed, named, set aside, and the one before them used."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from harm import flip_an_array, remove_meta, truncate
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import STEPS, Recorder, tiny_run
+from runs import STEPS, Recorder
+from stopped_runs import stop_at
 
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
@@ -28,19 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run with checkpoints of steps 5 and 8, and one that was not disturbed."""
-    folder = tmp_path_factory.mktemp("damage")
-    whole = tiny_run(folder, "whole")
-    assert train_command(whole, reporter=Recorder()).exit_code == 0
-    config = tiny_run(folder, "stopped")
-    assert train_command(config, reporter=Recorder(signal_at=8)).exit_code == 75
-    return folder, config, load_model(whole.run_dir).params
-
-
-def copy(stopped, name: str):
-    folder, config, expected = stopped
-    target = folder / name
-    shutil.copytree(config.run_dir, target)
-    return dataclasses.replace(config, run_dir=str(target)), expected
+    return stop_at(8, tmp_path_factory.mktemp("damage"))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +40,8 @@ def copy(stopped, name: str):
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, damage):
-    config, expected = copy(stopped, damage.__name__)
+    config = stopped.copy(damage.__name__)
+    expected = load_model(stopped.whole.run_dir).params
     damage(config.run_dir, 8)
     reporter = Recorder()
     assert train_command(config, reporter=reporter).exit_code == 0
@@ -68,7 +57,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, da
 
 @pytest.mark.slow
 def test_a_run_with_no_sound_checkpoint_says_so_and_deletes_nothing(stopped, capsys):
-    config, _ = copy(stopped, "all")
+    config = stopped.copy("all")
     for step in (5, 8):
         truncate(config.run_dir, step)
     with pytest.raises(DamagedCheckpoint, match=r"No checkpoint of this run is sound(.|\n)*/5: "):
@@ -81,7 +70,7 @@ def test_a_run_with_no_sound_checkpoint_says_so_and_deletes_nothing(stopped, cap
 
 def test_values_that_changed_on_disk_are_noticed_by_their_checksum(stopped):
     """Files that can be read, with one other value: what Orbax itself does not see."""
-    config, _ = copy(stopped, "values")
+    config = stopped.copy("values")
     saved = load_model(config.run_dir)
     params = jax.tree.map(np.array, saved.params)
     target = Path(config.run_dir) / "other"
@@ -98,7 +87,7 @@ def test_values_that_changed_on_disk_are_noticed_by_their_checksum(stopped):
 
 
 def test_checkpoints_without_checksums_are_read(stopped):
-    config, _ = copy(stopped, "old")
+    config = stopped.copy("old")
     (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
     meta = json.loads(path.read_text())
     del meta["checksums"], meta["sha256"]
@@ -113,7 +102,7 @@ def test_checkpoints_without_checksums_are_read(stopped):
 
 
 def test_settings_that_changed_on_disk_are_noticed(stopped):
-    config, _ = copy(stopped, "meta")
+    config = stopped.copy("meta")
     (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
     path.write_text(path.read_text().replace('"next_step": 8', '"next_step": 9'))
     with pytest.raises(DamagedCheckpoint, match=r"8/meta: has changed since"):
@@ -148,7 +137,7 @@ def test_swapped_entries_and_leaves_are_noticed():
 @pytest.mark.parametrize("harm", [flip_an_array, remove_meta])
 def test_an_older_model_is_named_and_not_read_instead_of_a_damaged_one(stopped, capsys, harm):
     """Growing from an older step without being asked to would be another result."""
-    config, _ = copy(stopped, f"grown-from-{harm.__name__}")
+    config = stopped.copy(f"grown-from-{harm.__name__}")
     harm(config.run_dir, 8)
     target = Path(config.run_dir) / "grown"
     words = ["grow", config.run_dir, str(target), "--to", "num_hidden_layers=4"]

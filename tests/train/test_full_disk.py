@@ -1,15 +1,22 @@
-"""A disk that is full while a run trains: told in one message, nothing lost, gone on from."""
+"""A disk that is full while a run trains: told in one message, nothing lost, gone on from.
 
+Most of these need no disk of their own: what is written to ``/dev/full`` fails as on a full disk.
+"""
+
+import contextlib
 import dataclasses
 import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import orbax.checkpoint as ocp
 import pytest
 from jobs import write_yaml
 from runs import Recorder, assert_same, final_state, rows, tiny_run
+from stopped_runs import assert_it_goes_on, message, stop_at
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.train.checkpoint import finished_steps
@@ -86,19 +93,73 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, sm
     assert rows(config.run_dir) == rows(undisturbed.run_dir)
 
 
-def test_tensorboard_events_on_a_full_disk_raise_and_wait_for_nobody(small_disk):
-    writer = TensorBoardWriter(small_disk / "tensorboard", start_step=0)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    return stop_at(6, tmp_path_factory.mktemp("full_disk"))
+
+
+def test_metrics_that_have_no_room_are_told_and_kept(stopped, capsys):
+    config = stopped.copy("metrics")
+    before = rows(config.run_dir)
+    way_out = Path(config.run_dir) / "metrics.tmp"
+    way_out.symlink_to("/dev/full")
+    said = message(config, capsys)
+    assert said.startswith(f"b2b: {config.run_dir}: the disk is full (free: {config.run_dir} ")
+    assert "the checkpoint of step 6 is kept. Make room and repeat the command" in said
+    assert rows(config.run_dir) == before
+    way_out.unlink()
+    assert_it_goes_on(config, stopped.whole, step=6)
+
+
+def test_a_checkpoint_that_has_no_room_is_told_and_the_one_before_it_kept(
+    stopped, capsys, monkeypatch
+):
+    config = stopped.copy("checkpoint")
+    refused = []
+
+    def refuse(manager, step, **options):
+        refused.append(step)
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing local file: [OS error 28: ENOSPC No space left on "
+            "device]"
+        )
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
+    said = message(config, capsys)
+    assert refused == [10]
+    assert "the disk is full (free: " in said and "the checkpoint of step 6 is kept" in said
+    assert finished_steps(config.run_dir)[-1] == 6
+    monkeypatch.undo()
+    assert_it_goes_on(config, stopped.whole, step=6)
+
+
+@contextlib.contextmanager
+def full_under(folder: Path) -> Iterator[None]:
+    """As if there were no more room for the files of a folder that are open."""
+    numbers = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if link.readlink().is_relative_to(folder):
+                numbers.append(int(link.name))
+    before = {number: os.dup(number) for number in numbers}
+    assert before
+    full = os.open("/dev/full", os.O_WRONLY)
+    for number in before:
+        os.dup2(full, number)
+    os.close(full)
+    yield
+    for number, file in before.items():
+        os.dup2(file, number)
+        os.close(file)
+
+
+def test_tensorboard_events_on_a_full_disk_raise_and_wait_for_nobody(tmp_path):
+    folder = tmp_path / "tensorboard"
+    writer = TensorBoardWriter(folder, start_step=0)
     writer.write({"step": 1, "loss": 2.0, "stage": "full"})
-    ballast = fill(small_disk, leave=0)
-
-    def write_on() -> None:
-        for step in range(2, 1000):
-            writer.write({"step": step, "loss": 2.0, "grad_norm": 1.0})
-
-    with pytest.raises(OSError, match="No space left") as error:
-        write_on()
+    with full_under(folder), pytest.raises(OSError, match="No space left") as error:
+        writer.write({"step": 2, "loss": 2.0, "grad_norm": 1.0})
     assert is_full_disk(error.value)
-    ballast.unlink()
     writer.close()
 
 
