@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 import yaml
 
@@ -118,10 +119,7 @@ def test_a_mesh_that_does_not_fit_ends_in_a_message(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not any((Path(entry) / "libtpu").is_dir() for entry in sys.path),
-    reason="needs the extra 'tpu'",
-)
+@needs.LIBTPU
 def test_a_tpu_that_is_not_here_is_compiled_for(tmp_path):
     run = dry_run(tmp_path, "--topology", "v5e-4", "--mesh.preset", "fsdp", devices=1)
     assert run.returncode == 0, run.stderr

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import needs
 import pytest
 import yaml
 from runs import STEPS, tiny_run
@@ -21,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 FLAGS = LAUNCH / "xla_flags.sh"
 SCRIPTS = sorted(set(LAUNCH.glob("*.sh")) - {FLAGS})
-LIBTPU = any((Path(entry) / "libtpu").is_dir() for entry in sys.path)
 SHELLCHECK = shutil.which("shellcheck")
 
 
@@ -93,7 +93,7 @@ def test_this_jax_knows_every_flag_for_gpus(more):
     assert (run.returncode == 0) == (not more), run.stderr
 
 
-@pytest.mark.skipif(not LIBTPU, reason="needs the extra 'tpu'")
+@needs.LIBTPU
 @pytest.mark.parametrize("more", ["", "--xla_tpu_no_such_flag=true"])
 def test_this_libtpu_knows_every_flag_for_tpus(more):
     script = (

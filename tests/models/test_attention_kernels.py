@@ -41,6 +41,19 @@ def with_cudnn(monkeypatch):
 
 
 @pytest.fixture
+def without_cudnn(monkeypatch):
+    """JAX as it is where cuDNN is not installed, also where it is."""
+    attention = jax.nn.dot_product_attention
+
+    def refuse(*arrays, implementation, **options):
+        if implementation == "cudnn":
+            raise RuntimeError("cuDNN is not detected.")
+        return attention(*arrays, implementation=implementation, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refuse)
+
+
+@pytest.fixture
 def on_a_cpu(monkeypatch):
     """Interpret splash, which is compiled for TPUs only."""
     make = functools.partial(splash_attention.make_splash_mha, interpret=True)
@@ -91,15 +104,12 @@ def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
         resolve_attention(kernel, cfg, **(FACTS | facts), device=device)
 
 
-def test_without_cudnn_auto_is_xla():
-    try:
+def test_without_cudnn_auto_is_xla(without_cudnn):
+    assert resolve_attention("auto", ModelConfig(), **FACTS, device=H100) == "xla"
+    with pytest.raises(ConfigError, match=r"which JAX refuses here \(cuDNN is not detected\.\)"):
+        resolve_attention("cudnn", ModelConfig(), **FACTS, device=H100)
+    with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         attend(*projections(tokens=8), None, kernel="cudnn", causal=False)
-    except RuntimeError as error:
-        assert resolve_attention("auto", ModelConfig(), **FACTS, device=H100) == "xla"
-        with pytest.raises(ConfigError, match=rf"which JAX refuses here \({error}\)"):
-            resolve_attention("cudnn", ModelConfig(), **FACTS, device=H100)
-    else:
-        pytest.skip("cuDNN is installed")
 
 
 def test_every_reason_is_told_at_once():

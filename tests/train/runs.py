@@ -20,6 +20,14 @@ from b2b_jax.train.programs import Programs
 from b2b_jax.train.stages import TwoStageConfig
 
 STEPS, STAGE_ONE = 12, 6
+TRAIN = TrainConfig(
+    steps=STEPS,
+    batch_size=4,
+    sequence_length=16,
+    masked_positions=3,
+    eval_every=4,
+    eval_batches=2,
+)
 TIMED = ("seconds", "tokens_per_second", "data_wait", "mfu")
 
 
@@ -62,14 +70,7 @@ def tiny_run(folder: Path, name: str = "run", **changes) -> RunConfig:
             heldout_percent=20.0,
             prepared_dir=str(folder / "data"),
         ),
-        "train": TrainConfig(
-            steps=STEPS,
-            batch_size=4,
-            sequence_length=16,
-            masked_positions=3,
-            eval_every=4,
-            eval_batches=2,
-        ),
+        "train": TRAIN,
         "optimizer": OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
         "two_stage": TwoStageConfig(steps=STAGE_ONE, layers_per_block=1),
         "checkpoint": CheckpointConfig(every_steps=5, every_minutes=0.0, keep_last=2, keep_best=0),

@@ -7,19 +7,16 @@ import sys
 from pathlib import Path
 
 import jax
+import needs
 import pytest
-from train_support import Setup, config, tokens
+from train_support import TOKENIZER, Setup, config, tokens
 
-from b2b_jax.models import ConfigError, layers
-from b2b_jax.train.config import RunConfig
+from b2b_jax.models import Compute, ConfigError, layers
+from b2b_jax.train.config import RunConfig, TrainConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.stages import full_model
 
 WORKER = Path(__file__).with_name("attention_steps.py")
-NEEDS_LIBTPU = pytest.mark.skipif(
-    not any((Path(entry) / "libtpu").is_dir() for entry in sys.path),
-    reason="needs the extra 'tpu'",
-)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
@@ -37,16 +34,11 @@ def test_training_has_no_padding_to_mask(monkeypatch, family):
 
 
 def run_config(**changes) -> RunConfig:
-    from b2b_jax.models import Compute
-    from b2b_jax.train.config import TrainConfig
-
     train = TrainConfig(batch_size=8, sequence_length=12, masked_positions=3)
     return RunConfig(run_dir="-", model=config(), train=train, compute=Compute(**changes))
 
 
 def test_a_kernel_is_refused_before_anything_is_compiled():
-    from train_support import TOKENIZER
-
     assert Programs(run_config(), TOKENIZER).model.compute.attention == "xla"
     with pytest.raises(ConfigError, match="which is for NVIDIA GPUs since Ampere, on cpu"):
         Programs(run_config(attention="cudnn", dtype="bfloat16"), TOKENIZER)
@@ -93,7 +85,7 @@ SMALL = {
 LONG = {"batch_size": 8, "sequence_length": 1024}  # two blocks
 
 
-@NEEDS_LIBTPU
+@needs.LIBTPU
 @pytest.mark.slow
 def test_splash_is_compiled_for_tpus_and_saves_memory():
     found = worker("tpu", "v5e:4x4", json.dumps(BASE))
@@ -104,18 +96,14 @@ def test_splash_is_compiled_for_tpus_and_saves_memory():
     assert found["temporary bytes"] < 0.9 * plain["temporary bytes"]
 
 
-@NEEDS_LIBTPU
+@needs.LIBTPU
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "changes", "calls"),
     [
         ("v5e:4x4", {"preset": "bert-tiny"}, 2),
         ("v5p:2x2x1", {"preset": "gpt2-tiny", "compute": {"remat": "full"}}, 3),
-        (
-            "v6e:2x2",
-            {"preset": "gpt2-tiny", "train": {"batch_size": 8, "sequence_length": 1024}},
-            3,
-        ),
+        ("v6e:2x2", {"preset": "gpt2-tiny", "train": LONG}, 3),
     ],
 )
 def test_splash_is_compiled_for_heads_on_several_devices(topology, changes, calls):

@@ -9,26 +9,19 @@ from pathlib import Path
 
 import pytest
 from jobs import TIMEOUT, command_line, losses, train_all, train_job, write_config, write_yaml
-from runs import Recorder, assert_same, final_state, rows, tiny_run
+from runs import TRAIN, Recorder, assert_same, final_state, rows, tiny_run
 
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
 from b2b_jax.train.checkpoint import UNFINISHED, finished_steps
-from b2b_jax.train.config import CheckpointConfig, LogConfig, TrainConfig
+from b2b_jax.train.config import CheckpointConfig, LogConfig
 from b2b_jax.train.saved import load_model
 from b2b_jax.train.stages import TwoStageConfig
 
 KILLS, STEPS, STAGE_ONE = 20, 60, 30
 SIZES = "hidden_size=32,num_attention_heads=4,intermediate_size=64,num_hidden_layers=2"
 LONG = {
-    "train": TrainConfig(
-        steps=STEPS,
-        batch_size=4,
-        sequence_length=16,
-        masked_positions=3,
-        eval_every=10,
-        eval_batches=1,
-    ),
+    "train": dataclasses.replace(TRAIN, steps=STEPS, eval_every=10, eval_batches=1),
     "two_stage": TwoStageConfig(steps=STAGE_ONE, layers_per_block=1),
     "checkpoint": CheckpointConfig(every_steps=3, every_minutes=0.0, keep_last=2, keep_best=1),
     "log": LogConfig(every_steps=1, tensorboard="on"),
