@@ -45,10 +45,10 @@ def _guarded(command: Callable[[], int]) -> int:
     from b2b_jax.growth import GrowthError
     from b2b_jax.models import ConfigError
     from b2b_jax.report import ReportError
-    from b2b_jax.train.checkpoint import CheckpointError
     from b2b_jax.train.meter import NonFiniteLoss
     from b2b_jax.train.sharding import ShardingError
     from b2b_jax.train.signals import EXIT_INTERRUPTED
+    from b2b_jax.train.stored import CheckpointError
     from b2b_jax.tree import StructureError
 
     expected = (

@@ -61,7 +61,7 @@ def compare_command(config: CompareConfig, *, command: str, reporter: Reporter) 
         if not is_full_disk(error):
             raise
         raise ConfigError(
-            f"{root}: the disk is full ({megabytes_free(root):.0f} MB free). "
+            f"{root}: the disk is full ({megabytes_free(root):.0f} MB free): {error}. "
             "Finished runs are kept; free some space and repeat the command"
         ) from error
     return 0

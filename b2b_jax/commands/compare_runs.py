@@ -12,12 +12,13 @@ from b2b_jax.commands.folders import write_json
 from b2b_jax.commands.train import train_command
 from b2b_jax.models import build_model
 from b2b_jax.report.study import Status
-from b2b_jax.train.checkpoint import CheckpointError
+from b2b_jax.train.checkpoint import finished_steps
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.disk import DiskFull, megabytes_free
 from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.saved import read_meta
 from b2b_jax.train.signals import StopRequest
+from b2b_jax.train.stored import CheckpointError
 
 DIVERGED_FILE = "diverged.json"
 
@@ -120,7 +121,8 @@ class RunSitter:
         """Say that the disk is full before the run has to."""
         parameters = sum(math.prod(shape) for shape in build_model(run.model).shapes.values())
         kept = run.checkpoint.keep_last + run.checkpoint.keep_best + 1
-        needed = 3 * 4 * parameters * kept / 1e6
+        more = max(kept - len(finished_steps(run.run_dir)), 1)
+        needed = 3 * 4 * parameters * more / 1e6
         if megabytes_free(self._root) < needed:
             raise DiskFull(f"a run needs {needed:.0f} MB")
 

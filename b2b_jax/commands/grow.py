@@ -16,8 +16,8 @@ from b2b_jax.convert.writing import new_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.arrays import host_device
-from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.saved import SavedModel, load_model, read_meta, save_model, total_cost
+from b2b_jax.train.stored import CheckpointError
 from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 

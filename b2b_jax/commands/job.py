@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.config import load_run_config
+from b2b_jax.train.config import RunConfig
 from b2b_jax.train.disk import naming_full_disk
 from b2b_jax.train.processes import (
     LostProcess,
@@ -42,18 +43,24 @@ def train_job(
         with naming_lost_processes():
             config = load_run_config(path, overrides)
             reporter = TerminalReporter("train") if is_first() else QuietReporter()
-            with naming_full_disk(config.run_dir, config.data.prepared_dir):
+            with naming_full_disk(*_folders(config)):
                 return train_command(config, reporter=reporter).exit_code
     except LostProcess as error:
         print(f"b2b: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_PREEMPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if is_alone():
             raise
         os._exit(_said(error, guard))
 
 
-def _said(error: Exception, guard: Callable[[Callable[[], int]], int]) -> int:
+def _folders(config: RunConfig) -> list[str]:
+    """Where a run writes to."""
+    folders = [config.run_dir, config.data.prepared_dir]
+    return [*folders, config.inherit.cache_dir] if config.inherit.top_k else folders
+
+
+def _said(error: BaseException, guard: Callable[[Callable[[], int]], int]) -> int:
     def fail() -> int:
         raise error
 

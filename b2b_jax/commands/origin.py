@@ -5,18 +5,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import jax
-import numpy as np
-
 from b2b_jax.config import raise_problems
 from b2b_jax.convert import is_hf_folder
 from b2b_jax.models import ConfigError, ModelConfig
-from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.programs import Programs
-from b2b_jax.train.saved import load_model, read_meta, total_cost
+from b2b_jax.train.saved import in_float32, load_model, read_meta, total_cost
 from b2b_jax.train.starting import load_optimizer, load_params
 from b2b_jax.train.state import TrainState
+from b2b_jax.train.stored import CheckpointError
 from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
@@ -37,7 +34,10 @@ class Origin:
 
 
 def find_origin(config: RunConfig, *, reporter: Reporter) -> Origin:
-    """What `config.init` says, without reading any large array of a ``b2b`` folder yet.
+    """What `config.init` says; parameters are put into their shards later.
+
+    Of folders that do not say their fingerprint, which are those of runs and Hugging Face's, the
+    whole model is read for it.
 
     Raises:
         ConfigError: if the folder holds another model, or one that cannot start so.
@@ -53,6 +53,7 @@ def find_origin(config: RunConfig, *, reporter: Reporter) -> Origin:
     before = init.meta.get("lineage", {})
     lineage |= {name: v for name, v in before.items() if not name.startswith("teacher")}
     lineage |= {"init": config.init, "init_fingerprint": init.fingerprint}
+    lineage |= {"init_step": init.meta.get("step", 0)}
     if "progress" in init.meta:  # what was spent on it counts as well
         cost = total_cost(init.meta)
         lineage |= {"source_flops": cost["flops"], "source_seconds": cost["seconds"]}
@@ -105,14 +106,14 @@ def _open_init(path: str) -> _Init:
     if not is_hf_folder(path):
         meta = read_meta(path)
         step, model = meta["step"], ModelConfig.from_dict(meta["model"])
-        fingerprint = meta.get("fingerprint") or load_model(path).fingerprint
+        fingerprint = meta.get("fingerprint") or load_model(path, step=step).fingerprint
 
         def read(programs: Programs) -> Params:
             return load_params(path, step=step, shardings=programs.param_shardings)
 
         return _Init(model, meta, fingerprint, read)
     saved = load_model(path)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), saved.params)
+    params = in_float32(saved.params)
     return _Init(
         saved.config, saved.meta, saved.fingerprint, lambda programs: programs.put_params(params)
     )

@@ -14,7 +14,7 @@ from b2b_jax.models import ConfigError
 from b2b_jax.report import ReportError
 from b2b_jax.report.study_table import rich_table
 from b2b_jax.report.study_write import write_study
-from b2b_jax.train.checkpoint import CheckpointError
+from b2b_jax.train.stored import CheckpointError
 from b2b_jax.train.writers import Reporter
 
 TABLES, ATTENTION = "tables", "attention"

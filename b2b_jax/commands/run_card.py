@@ -17,7 +17,7 @@ from b2b_jax.train.writers import Reporter
 
 
 def describe_run(
-    config: RunConfig, trainer: Trainer, accounting: Accounting, *, reporter: Reporter
+    config: RunConfig, trainer: Trainer, *, accounting: Accounting, reporter: Reporter
 ) -> None:
     """Say what is about to run: sizes, length, devices, phases."""
     model, train = config.model, config.train

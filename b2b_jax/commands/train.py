@@ -20,12 +20,14 @@ from b2b_jax.data import Prepared
 from b2b_jax.models import ConfigError, ModelConfig
 from b2b_jax.report.chips import peak_flops
 from b2b_jax.report.flops import StepCost, forward_cost, step_cost
-from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
-from b2b_jax.train.config import RunConfig, changed_fields
+from b2b_jax.train.checkpoint import Checkpoints, finished_steps
+from b2b_jax.train.config import RunConfig, changed_fields, flat_fields
+from b2b_jax.train.lock import sole_user
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
 from b2b_jax.train.processes import is_first, require_equal, wait_for_all
-from b2b_jax.train.saved import load_model
+from b2b_jax.train.saved import check_model
+from b2b_jax.train.stored import DamagedCheckpoint
 from b2b_jax.train.writers import Reporter, duration
 
 
@@ -36,11 +38,22 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         ConfigError: if the folder holds a run with other results, or parts do not fit together.
     """
     run_dir = Path(config.run_dir)
+    fields = flat_fields(config.to_dict())
+    require_equal(
+        {name: repr(value) for name, value in fields.items()}
+        | {f"checkpoints of {run_dir}": str(finished_steps(run_dir))}
+    )
+    with sole_user(run_dir):
+        return _sit(config, run_dir, reporter=reporter)
+
+
+def _sit(config: RunConfig, run_dir: Path, *, reporter: Reporter) -> Outcome:
+    """What remains of the run, or a part of that."""
     _refuse_other_run(run_dir, config)
     begun = _begun(run_dir, config)
     newest = "nothing" if begun is None else f"step {begun.step}"
     require_equal({f"newest checkpoint of {run_dir}": newest})  # before any process fills it
-    if begun is not None and begun.step >= config.train.steps and _is_sound(run_dir, reporter):
+    if begun is not None and _is_finished(run_dir, begun, config, reporter=reporter):
         reporter.note(f"{run_dir}: finished before, at step {begun.step}; nothing to do")
         progress = begun.meta["progress"]
         waited = progress.get("data_wait", 0.0)  # older checkpoints do not know
@@ -52,6 +65,8 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         find_origin(config, reporter=reporter) if begun is None else Origin(begun.meta["lineage"])
     )
     lineage = origin.lineage
+    found = f"{lineage.get('init_fingerprint')}, step {lineage.get('init_step')}"
+    require_equal({f"model of init {config.init}": found})
     _check_grown(config, lineage)
     teacher = load_teacher(config) if config.inherit.steps else None
     if teacher is not None:
@@ -73,7 +88,9 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         lineage=lineage,
         teacher=teacher,
     )
-    describe_run(config, trainer, accounting, reporter=reporter)
+    # Whole models of the host, which the trainer lets go of when they are on their devices.
+    del origin, teacher
+    describe_run(config, trainer, accounting=accounting, reporter=reporter)
     outcome = trainer.run()
     heldout = "" if outcome.heldout_loss is None else f", held-out loss {outcome.heldout_loss:.4f}"
     waited = 100 * outcome.data_wait / outcome.seconds if outcome.seconds else 0.0
@@ -98,14 +115,20 @@ def _prepared(config: RunConfig, *, reporter: Reporter) -> Prepared:
     return prepared
 
 
-def _is_sound(run_dir: Path, reporter: Reporter) -> bool:
-    """Whether the result of a finished run is what was written."""
-    try:
-        load_model(run_dir)
-    except DamagedCheckpoint as error:
-        reporter.note(f"{error}; the end of the run is trained again")
+def _is_finished(run_dir: Path, begun: "_Begun", config: RunConfig, *, reporter: Reporter) -> bool:
+    """Whether the result is there, and what was written; the same in every process."""
+    if begun.step < config.train.steps:
         return False
-    return True
+    problem = ""
+    try:
+        check_model(run_dir, step=begun.step)
+    except DamagedCheckpoint as error:
+        problem = str(error)
+        reporter.note(f"{error}; the end of the run is trained again")
+    require_equal(
+        {f"soundness of step {begun.step} of {run_dir}": "damaged" if problem else "sound"}
+    )
+    return not problem
 
 
 def price(config: RunConfig, *, teacher: ModelConfig | None = None) -> Accounting:

@@ -22,9 +22,9 @@ from b2b_jax.config import build, merge, model_from_values, raise_problems, read
 from b2b_jax.convert import ConvertError, is_hf_folder
 from b2b_jax.growth import GrowthError, plan_growth
 from b2b_jax.models import ModelConfig
-from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.saved import read_meta
+from b2b_jax.train.stored import CheckpointError
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CompareConfig) if field.name != "entries")
 FIELDS += ("base", "methods", "peak_learning_rates")

@@ -1,11 +1,9 @@
 """Orbax checkpoints of runs (effects: files)."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from b2b_jax.train.checksums import damaged, tree_checksums
+from b2b_jax.train.checksums import tree_checksums
 from b2b_jax.train.config import CheckpointConfig
 from b2b_jax.train.state import TrainState
+from b2b_jax.train.stored import DamagedCheckpoint, checkpoint_meta, restore_items, sealed
 
-FORMAT = 2
-READS = (1, 2)
-"""Formats that this version reads; 1 has no checksums."""
 FOLDER = "checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"
-NOT_THE_FILES = (jax.errors.JaxRuntimeError, MemoryError, PermissionError)
-"""What reading may raise although the files are as they were: no memory, no network, no right."""
-
-
-class CheckpointError(ValueError):
-    """A folder does not hold the checkpoint that was asked for."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is there, but its files are cut off, missing or changed."""
 
 
 class Checkpoints:
@@ -167,37 +153,6 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON values of one checkpoint.
-
-    Raises:
-        DamagedCheckpoint: if they cannot be read.
-        CheckpointError: if another version of the package wrote them.
-    """
-    try:
-        meta = manager.restore(
-            step,
-            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore
-        )["meta"]
-        if not isinstance(meta, dict):
-            raise TypeError(f"meta holds a {type(meta).__name__}")
-    except NOT_THE_FILES:
-        raise
-    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
-        raise DamagedCheckpoint(_cannot_be_read(manager, step, error)) from error
-    if meta.get("format") == FORMAT and meta.pop("sha256", None) != _digest(meta):
-        raise DamagedCheckpoint(
-            f"{manager.directory}/{step}/meta: has changed since it was written"
-        )
-    if meta.get("format") not in READS:
-        raise CheckpointError(
-            f"{manager.directory}/{step}: checkpoint format {meta.get('format')}, this version "
-            f"of b2b_jax reads {' and '.join(map(str, READS))}; it was written by "
-            f"{meta.get('library_version')}"
-        )
-    return meta
-
-
 def _heldout_loss(metrics: Any) -> float:
     return metrics["heldout_loss"]
 
@@ -206,80 +161,3 @@ def _items(state: TrainState) -> dict[str, Any]:
     """A state as the items of a checkpoint."""
     optimizer = {"step": state.step, "state": state.opt_state}
     return {"params": state.params, "optimizer": optimizer}
-
-
-def restore_items(
-    manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Read items of a checkpoint and make sure that they are what was written.
-
-    Args:
-        manager: of the folder.
-        step: which checkpoint.
-        abstract: item -> tree of shapes, dtypes and shardings to read it into.
-
-    Raises:
-        DamagedCheckpoint: if an item cannot be read, or an array has another checksum than it had.
-    """
-    sums = checkpoint_meta(manager, step).get("checksums", {})
-    wanted: Any = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(**wanted))
-    except NOT_THE_FILES:
-        raise
-    except Exception as error:  # Orbax raises many kinds for files that are cut off or missing
-        kind = CheckpointError if _is_of_another_shape(error) else DamagedCheckpoint
-        raise kind(_cannot_be_read(manager, step, error)) from error
-    items = {name: restored[name] for name in abstract}
-    bad = [leaf for name, tree in items.items() for leaf in damaged(tree, sums.get(name, {}))]
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DamagedCheckpoint(
-            f"{manager.directory}/{step}: the files have changed since they were written: "
-            f"{', '.join(bad[:3])}{more}"
-        )
-    return items
-
-
-@contextlib.contextmanager
-def naming_older(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Add to what is damaged which older steps there are and how to get at them.
-
-    They are not read instead: what is grown from, compared or taught by an older model is another
-    result, and only a run's own command may decide to train the rest again.
-
-    Raises:
-        DamagedCheckpoint: with that.
-    """
-    try:
-        yield
-    except DamagedCheckpoint as error:
-        older = [str(found) for found in sorted(manager.all_steps()) if found < step]
-        way = (
-            f"older here: {', '.join(older)}; repeat the b2b train of this run, which sets the "
-            "damaged one aside and trains again from the newest that is sound"
-            if older
-            else "no older one is here; make this folder again"
-        )
-        raise DamagedCheckpoint(f"{error} ({way})") from error
-
-
-def _cannot_be_read(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{manager.directory}/{step}: cannot be read: {first_line}"
-
-
-def _is_of_another_shape(error: Exception) -> bool:
-    """Whether Orbax complains of what it was asked for, not of the files."""
-    words = str(error)
-    return any(sign in words for sign in ("structure", "not compatible", "mismatch"))
-
-
-def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with the format and a digest of all of them."""
-    values = {**json.loads(json.dumps(meta)), "format": FORMAT}
-    return {**values, "sha256": _digest(values)}
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -63,10 +63,18 @@ def tree_checksums(tree: Any) -> Checksums:
     Args:
         tree: any tree; its leaves are named as `jax.tree_util.keystr` does.
     """
-    leaves = {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
     return {name: np.asarray(sums).tolist() for name, sums in _checksums(leaves).items()}
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """What checksums call the leaves of a tree, in its order.
+
+    Example:
+        >>> leaf_names({"a": {"b": 1, "c": 2}})
+        ["['a']['b']", "['a']['c']"]
+    """
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def damaged(tree: Any, expected: Mapping[str, list[int]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The schema of a training run: frozen dataclasses, one per concern."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -186,22 +187,32 @@ FREE_FIELDS = (
 )
 
 
-def result_fields(run: dict[str, Any]) -> dict[str, Any]:
+def flat_fields(run: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a run by dotted name.
+
+    Args:
+        run: `RunConfig.to_dict`.
+        prefix: of the names.
+
+    Example:
+        >>> flat_fields({"init": "", "train": {"steps": 9}})
+        {'init': '', 'train.steps': 9}
+    """
+    fields: dict[str, Any] = {}
+    for key, value in run.items():
+        nested = isinstance(value, dict)
+        fields |= flat_fields(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return fields
+
+
+def result_fields(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that decide what comes out, by dotted name.
 
     Args:
         run: `RunConfig.to_dict`, of this or of an older version, which lacks fields that were added
             since, at what is their default.
     """
-
-    def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for key, value in node.items():
-            nested = isinstance(value, dict)
-            fields |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-        return fields
-
-    found = flat(RunConfig().to_dict()) | flat(run)
+    found = flat_fields(RunConfig().to_dict()) | flat_fields(run)
     return {name: value for name, value in found.items() if not name.startswith(FREE_FIELDS)}
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from b2b_jax.data import DataError
-from b2b_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.meter import NonFiniteLoss
 from b2b_jax.train.processes import LostProcess, is_first
 from b2b_jax.train.state import TrainState
+from b2b_jax.train.stored import DamagedCheckpoint
 from b2b_jax.train.writers import CsvWriter, Reporter, TensorBoardWriter
 
 
@@ -31,12 +32,18 @@ class Continued:
 
 
 def continue_newest(
-    checkpoints: Checkpoints, *, abstract: TrainState, fingerprint: str, reporter: Reporter
+    checkpoints: Checkpoints,
+    *,
+    run_dir: str,
+    abstract: TrainState,
+    fingerprint: str,
+    reporter: Reporter,
 ) -> Continued | None:
     """Read the newest checkpoint that is sound; damaged ones are named and set aside.
 
     Args:
         checkpoints: of the run.
+        run_dir: its folder, for messages.
         abstract: shapes, dtypes and shardings of the state.
         fingerprint: of the tokens that the run is to be trained on.
         reporter: where it is said what is used.
@@ -53,7 +60,7 @@ def continue_newest(
     for step in reversed(checkpoints.steps()):
         try:
             meta = checkpoints.meta(step)
-            _refuse_other_data(meta, fingerprint)
+            _refuse_other_data(run_dir, meta, fingerprint)
             state = checkpoints.restore(step, abstract)
         except DamagedCheckpoint as error:
             aside = checkpoints.set_aside(step)
@@ -76,33 +83,30 @@ def continue_newest(
     return None
 
 
-def _refuse_other_data(meta: dict[str, Any], fingerprint: str) -> None:
+def _refuse_other_data(run_dir: str, meta: dict[str, Any], fingerprint: str) -> None:
     before = meta["data"]
     if before["fingerprint"] != fingerprint:
         raise DataError(
-            f"{meta['config']['run_dir']}: this run was trained on data "
+            f"{run_dir}: this run was trained on data "
             f"{before['fingerprint'][:12]} ({before['path']}), the prepared data is now "
             f"{fingerprint[:12]}. Use the same text and tokenizer, or another run_dir"
         )
 
 
-def open_writers(
-    config: RunConfig, columns: Sequence[str], *, keep_through: int, start: int
-) -> list[Any]:
+def open_writers(config: RunConfig, columns: Sequence[str], *, keep_through: int) -> list[Any]:
     """What a run writes its numbers to; nothing in processes that are not the first.
 
     Args:
         config: the run.
         columns: of metrics.csv.
-        keep_through: the last step whose rows stay.
-        start: the step that this sitting begins with.
+        keep_through: the last step whose rows stay; -1 for none.
     """
     if not is_first():
         return []
     run_dir = Path(config.run_dir)
     writers: list[Any] = [CsvWriter(run_dir / "metrics.csv", columns, keep_through=keep_through)]
     if config.log.tensorboard == "on":
-        writers.append(TensorBoardWriter(run_dir / "tensorboard", start_step=start))
+        writers.append(TensorBoardWriter(run_dir / "tensorboard", keep_through=keep_through))
     return writers
 
 

@@ -48,6 +48,7 @@ def naming_full_disk(run_dir: str | Path, *others: str | Path) -> Iterator[None]
     Raises:
         DiskFull: with all that.
     """
+    # It stays where a disk was full: what it leaves out comes while the process ends.
     before, sys.excepthook = sys.excepthook, _without_late_writes
     try:
         yield

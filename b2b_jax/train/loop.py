@@ -20,7 +20,7 @@ from b2b_jax.train.continuing import continue_newest, naming_the_kept, open_writ
 from b2b_jax.train.heldout import heldout_columns
 from b2b_jax.train.inherit import Hints
 from b2b_jax.train.meter import Accounting, Meter, Progress
-from b2b_jax.train.processes import LostProcess, Vote, Votes, naming_lost_processes
+from b2b_jax.train.processes import LostProcess, Vote, Votes, naming_lost_processes, wait_for_all
 from b2b_jax.train.programs import Lessons, Programs
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.schedule import Phase
@@ -100,6 +100,7 @@ class Trainer:
         """
         found = continue_newest(
             self.checkpoints,
+            run_dir=self.config.run_dir,
             abstract=self.programs.abstract_state(),
             fingerprint=self.prepared.fingerprint,
             reporter=self.reporter,
@@ -132,7 +133,7 @@ class Trainer:
             start = saved = meter.progress.step
             columns = metric_columns(self.schedule.drawn_depths, copied=self._watched)
             kept = start if resumed else -1
-            writers = open_writers(config, columns, keep_through=kept, start=start)
+            writers = open_writers(config, columns, keep_through=kept)
             for writer in writers:
                 stack.callback(writer.close)
             if not resumed:
@@ -198,7 +199,9 @@ class Trainer:
         if step == phase.start and phase.layer_order:
             state = self.programs.begin_phase(state, phase)
         input_ids, hints = self.programs.put(batch["input_ids"]), None
-        if self.teacher is not None and phase.needs_teacher:
+        if not phase.needs_teacher:
+            self.teacher = None  # it needs memory, and no later phase learns from it
+        if self.teacher is not None:
             hints = self.teacher.hints(step)
         lessons: Lessons = "labels" if hints is None else "labels and teacher"
         if not self.programs.is_compiled(sub, lessons=lessons):
@@ -231,6 +234,7 @@ class Trainer:
                 f"compiled the step that runs {sub.depth} and trains {sub.live_layers} layers in "
                 f"{time.monotonic() - before:.1f} s"
             )
+        wait_for_all("the step is compiled")
         self._clock = time.monotonic()
 
     def _tick(self) -> None:

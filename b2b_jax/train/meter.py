@@ -71,7 +71,7 @@ class Progress:
         seconds: of training so far, over all sittings, without compiling and evaluating.
         data_wait: those of them in which the next batch was not there yet.
         window: depth -> [summed loss, steps] since the last row of metrics.csv.
-        window_from: (seconds, exact FLOPs, steps) at that row.
+        window_from: (seconds, exact FLOPs, steps, seconds of waiting) at that row.
         heldout_loss: of the newest evaluation of the whole model.
     """
 
@@ -80,7 +80,7 @@ class Progress:
     seconds: float = 0.0
     data_wait: float = 0.0
     window: dict[str, list[float]] = field(default_factory=dict)
-    window_from: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
+    window_from: list[float] = field(default_factory=lambda: [0.0, 0.0, 0, 0.0])
     heldout_loss: float | None = None
 
 
@@ -93,7 +93,6 @@ class Meter:
         self._pending: list[tuple[SubModel, StepMetrics]] = []
         self._grad_norm = self._loss = math.nan
         self._began = (0.0, 0.0)
-        self._waited = 0.0
 
     def resume(self, progress: Progress) -> None:
         """Go on from the numbers of a checkpoint."""
@@ -102,7 +101,6 @@ class Meter:
 
     def waited(self, seconds: float) -> None:
         """Count time in which the next batch was not there yet."""
-        self._waited += seconds
         self.progress.data_wait += seconds
 
     def step(self, sub: SubModel, metrics: StepMetrics) -> None:
@@ -152,7 +150,7 @@ class Meter:
             "flops_exact": progress.flops["exact"],
             "seconds": progress.seconds,
         }
-        seconds, flops, since = progress.window_from
+        seconds, flops, since, *waited = progress.window_from
         steps = progress.step - since
         if steps:
             sums = progress.window
@@ -171,13 +169,19 @@ class Meter:
             if spent > 0:
                 train = self.config.train
                 row["tokens_per_second"] = steps * train.batch_size * train.sequence_length / spent
-                row["data_wait"] = self._waited / spent
+                # Older checkpoints do not know how long it had waited.
+                before = waited[0] if waited else progress.data_wait
+                row["data_wait"] = (progress.data_wait - before) / spent
                 if self.accounting.peak_flops:
                     done = progress.flops["exact"] - flops
                     row["mfu"] = done / spent / self.accounting.peak_flops
-        self._waited = 0.0
         progress.window = {}
-        progress.window_from = [progress.seconds, progress.flops["exact"], progress.step]
+        progress.window_from = [
+            progress.seconds,
+            progress.flops["exact"],
+            progress.step,
+            progress.data_wait,
+        ]
         return row
 
     def seconds_left(self) -> float | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,8 +20,14 @@ COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 JOIN = "B2B_JAX_JOIN"
 HEARTBEAT = "B2B_JAX_HEARTBEAT_SECONDS"
+WAIT_SECONDS = 7 * 86400
+"""How long a process may be busy while others wait, as with preparing the data; not how long it may
+be gone."""
 HEARTBEAT_SECONDS = 60
 """After so long without a sign of life a process counts as dead, and the others end."""
+
+
+_WAITS = itertools.count()
 
 
 class LostProcess(RuntimeError):
@@ -82,7 +90,9 @@ def _has_others(found: Mapping[str, str]) -> bool:
     """Whether a launcher that JAX knows has started several processes."""
     tasks = found.get("SLURM_STEP_NUM_TASKS") or found.get("OMPI_COMM_WORLD_SIZE") or "1"
     hosts = found.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return int(tasks) > 1 or len(hosts) > 1 or found.get(JOIN) == "auto"
+    slices = found.get("MEGASCALE_NUM_SLICES", "1")  # each may have one host
+    joins = found.get(JOIN) == "auto"
+    return int(tasks) > 1 or len(hosts) > 1 or int(slices) > 1 or joins
 
 
 def is_first() -> bool:
@@ -126,9 +136,17 @@ def require_equal(values: Mapping[str, str]) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process of the job has come here."""
+    """Return when every process of the job has come here, however long that takes.
+
+    The processes wait for each other and not their devices, whose exchanges give up after a while:
+    after 30 seconds on CPUs. All of them must come to the same calls in the same order.
+
+    Args:
+        name: of what they wait for, for messages.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        key = f"b2b_jax {next(_WAITS)}: {name}"
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * WAIT_SECONDS)
 
 
 @contextlib.contextmanager

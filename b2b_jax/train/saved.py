@@ -19,15 +19,15 @@ from b2b_jax.convert import is_hf_folder, open_folder
 from b2b_jax.convert.match import InitMissing
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.arrays import host_device
-from b2b_jax.train.checkpoint import (
-    FOLDER,
+from b2b_jax.train.checkpoint import FOLDER
+from b2b_jax.train.checksums import tree_checksums
+from b2b_jax.train.stored import (
     CheckpointError,
     checkpoint_meta,
     naming_older,
     restore_items,
     sealed,
 )
-from b2b_jax.train.checksums import tree_checksums
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
 
@@ -145,8 +145,9 @@ def load_model(
     *,
     heads: tuple[str, ...] | None = None,
     init_missing: InitMissing = "nothing",
+    step: int | None = None,
 ) -> SavedModel:
-    """Read the newest model of a run folder, a grown folder or a Hugging Face folder.
+    """Read a model of a run folder, a grown folder or a Hugging Face folder.
 
     Its arrays are numpy's: a model that devices hold in shards may be too large for one of them.
 
@@ -154,6 +155,7 @@ def load_model(
         path: the folder, or its ``checkpoints`` folder.
         heads: output heads wanted of a Hugging Face folder, instead of those of its class.
         init_missing: "head" makes heads fresh that a Hugging Face folder lacks.
+        step: which of a run's checkpoints; the newest by default.
 
     Raises:
         CheckpointError: if there is none, or it does not fit its own config.
@@ -164,20 +166,35 @@ def load_model(
         params = jax.tree.map(np.asarray, folder.params())
         meta = {"lineage": read_lineage(path), "notes": folder.notes()}
         return SavedModel(folder.config, params, meta, 0, parameter_fingerprint(params))
-    manager, step = open_checkpoints(Path(path))
+    manager, newest = open_checkpoints(Path(path))
+    step = newest if step is None else step
     with naming_older(manager, step):
-        meta = checkpoint_meta(manager, step)
+        meta, params = _read(manager, step)
     config = ModelConfig.from_dict(meta["model"])
+    return SavedModel(config, params, meta, step, parameter_fingerprint(params))
+
+
+def check_model(path: str | Path, *, step: int) -> None:
+    """Make sure that the parameters of a run's checkpoint are what was written.
+
+    Raises:
+        DamagedCheckpoint: if they are not.
+    """
+    manager, _ = open_checkpoints(Path(path))
+    _read(manager, step)
+
+
+def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Params]:
+    """What a checkpoint says about itself, and its parameters in the host's memory."""
+    meta = checkpoint_meta(manager, step)
+    config = ModelConfig.from_dict(meta["model"])
+    where = SingleDeviceSharding(host_device())
     abstract = {
-        leaf_path: jax.ShapeDtypeStruct(
-            shape, np.float32, sharding=SingleDeviceSharding(host_device())
-        )
+        leaf_path: jax.ShapeDtypeStruct(shape, np.float32, sharding=where)
         for leaf_path, shape in shapes(config.axis_table(), config.axis_sizes()).items()
     }
-    with naming_older(manager, step):
-        restored = restore_items(manager, step, {"params": unflatten(abstract)})["params"]
-    params = jax.device_get(restored)
-    return SavedModel(config, params, meta, step, parameter_fingerprint(params))
+    restored = restore_items(manager, step, {"params": unflatten(abstract)})
+    return meta, jax.device_get(restored["params"])
 
 
 def save_model(
@@ -195,7 +212,7 @@ def save_model(
         (Path(path) / FOLDER).absolute(), item_names=("params", "optimizer", "meta")
     )
     with jax.default_device(host_device()):
-        params = in_float32(params)
+        params = jax.tree.map(jnp.asarray, in_float32(params))
     record = {
         **meta,
         "model": config.to_dict(),
@@ -215,5 +232,5 @@ def save_model(
 
 
 def in_float32(params: Params) -> Params:
-    """Parameters as training holds them."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    """Parameters as training holds them, in the host's memory."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)

@@ -15,10 +15,10 @@ from b2b_jax.convert import is_hf_folder
 from b2b_jax.growth import GrowthPlan
 from b2b_jax.models import ModelConfig
 from b2b_jax.train.arrays import host_device, put_everywhere
-from b2b_jax.train.checkpoint import CheckpointError, checkpoint_meta, naming_older, restore_items
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.train.saved import open_checkpoints, parameter_fingerprint
 from b2b_jax.train.sharding import fitting_shardings, optimizer_shardings
+from b2b_jax.train.stored import CheckpointError, checkpoint_meta, naming_older, restore_items
 from b2b_jax.tree import flatten, unflatten
 from b2b_jax.types import Params
 

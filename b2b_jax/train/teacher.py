@@ -16,6 +16,7 @@ from b2b_jax.train.inherit import Hints, TopLogits
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import SavedModel
 from b2b_jax.train.writers import Reporter
+from b2b_jax.types import Params
 
 CHUNK = 64
 """Steps per file."""
@@ -40,7 +41,8 @@ class Teacher:
         self, saved: SavedModel, config: RunConfig, *, programs: Programs, prepared: Prepared
     ) -> None:
         self._config, self._programs = config, programs
-        self._params = programs.put_teacher(saved.params)
+        self._saved: SavedModel | None = saved
+        self._placed: Params | None = None
         train = config.train
         batches = {
             "teacher": saved.fingerprint,
@@ -63,7 +65,7 @@ class Teacher:
             DataError: if the cache was damaged since it was made.
         """
         if not self._config.inherit.top_k:
-            return self._params
+            return self._params()
         chunk, row = divmod(step, CHUNK)
         if self._open is None or self._open[0] != chunk:
             path = self._path(chunk)
@@ -99,6 +101,14 @@ class Teacher:
             # Whole files, whatever the length of this run, so that a longer one can go on.
             self._write(chunk, batches(chunk * CHUNK))
             reporter.update(done + 1, len(missing), text="teacher's predictions", seconds_left=None)
+        self._placed = self._saved = None  # from here on only its predictions are needed
+
+    def _params(self) -> Params:
+        """Its parameters, which the devices hold from the first use on, and the host no more."""
+        if self._placed is None:
+            assert self._saved is not None
+            self._placed, self._saved = self._programs.put_teacher(self._saved.params), None
+        return self._placed
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk * CHUNK:08}.npz"
@@ -108,12 +118,16 @@ class Teacher:
         narrow = np.uint16 if self._config.model.vocab_size <= 2**16 else np.uint32
         for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
             rows = self._programs.put(next(batches)["input_ids"])
-            top = keep(self._params, rows, jnp.int32(step))
+            top = keep(self._params(), rows, jnp.int32(step))
             ids.append(np.asarray(top.ids, narrow))
             logits.append(np.asarray(top.logits, np.float16))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(chunk)
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, ids=np.stack(ids), logits=np.stack(logits))
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, ids=np.stack(ids), logits=np.stack(logits))
+        except OSError:
+            temporary.unlink()
+            raise
         temporary.replace(path)

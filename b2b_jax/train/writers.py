@@ -91,16 +91,16 @@ class TensorBoardWriter:
     next rows waiting for it.
     """
 
-    def __init__(self, folder: Path, *, start_step: int) -> None:
+    def __init__(self, folder: Path, *, keep_through: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
-        if start_step:  # TensorBoard hides what an earlier sitting wrote from this step on
-            log = event_pb2.SessionLog  # pyright: ignore
-            began = event_pb2.Event(step=start_step + 1, session_log=log(status=log.START))  # pyright: ignore
-            self._events.write_event(began)
+        # TensorBoard hides what an earlier sitting wrote from this step on.
+        log = event_pb2.SessionLog  # pyright: ignore
+        began = event_pb2.Event(step=keep_through + 1, session_log=log(status=log.START))  # pyright: ignore
+        self._events.write_event(began)
 
     def write(self, row: Row) -> None:
         """Write every number of a row; it is on disk when this returns.

@@ -40,7 +40,7 @@ class Job:
     bind it, since gRPC asks for SO_REUSEPORT, as is done here.
 
     Args:
-        words: the command of every process.
+        words: the command of every process; "{process}" in them is its number.
         output: what they say goes to files whose names begin like this one's.
         processes: how many; one alone looks for no others.
         heartbeat: seconds after which a silent process counts as dead.
@@ -70,7 +70,10 @@ class Job:
             with path.open("wb") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        list(words), env=environment, stdout=file, stderr=subprocess.STDOUT
+                        [word.replace("{process}", str(index)) for word in words],
+                        env=environment,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
                     )
                 )
 

@@ -49,9 +49,9 @@ def message(config: RunConfig, capsys) -> str:
     """What the command line says when it ends with 1, in one line."""
     capsys.readouterr()
     assert main(["train", str(write_yaml(config))]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("b2b: ")
-    return line
+    said = capsys.readouterr().err
+    assert said.startswith("b2b: ") and said.count("\n") == 1, said
+    return said.strip()
 
 
 def assert_it_goes_on(config: RunConfig, whole: RunConfig, *, step: int) -> None:

@@ -7,20 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import Recorder
-from stopped_runs import assert_it_goes_on, message, stop_at
+from stopped_runs import assert_it_goes_on, message
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.data import DataError, prepare
 from b2b_jax.train.checkpoint import finished_steps
-from b2b_jax.train.config import CheckpointConfig
 from b2b_jax.train.programs import Programs
-
-OFTEN = CheckpointConfig(every_steps=3, every_minutes=0.0, keep_last=2, keep_best=0)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    return stop_at(6, tmp_path_factory.mktemp("bad_data"), checkpoint=OFTEN)
 
 
 def cut(path: Path) -> None:

@@ -7,28 +7,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from harm import flip_an_array, remove_meta, truncate
+from harm import change_metadata, flip_an_array, remove_meta, truncate
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import STEPS, Recorder
-from stopped_runs import stop_at
+from stopped_runs import assert_it_goes_on, message
 
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
-from b2b_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from b2b_jax.train.checkpoint import Checkpoints, finished_steps
 from b2b_jax.train.checksums import checksum, damaged, tree_checksums
+from b2b_jax.train.lock import sole_user
 from b2b_jax.train.saved import load_model, save_model
+from b2b_jax.train.stored import CheckpointError, DamagedCheckpoint
 from b2b_jax.tree import flatten
 
 # Orbax leaves tasks behind when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A run with checkpoints of steps 5 and 8, and one that was not disturbed."""
-    return stop_at(8, tmp_path_factory.mktemp("damage"))
 
 
 @pytest.mark.parametrize(
@@ -37,17 +34,18 @@ def stopped(tmp_path_factory):
         flip_an_array,
         pytest.param(truncate, marks=pytest.mark.slow),
         pytest.param(remove_meta, marks=pytest.mark.slow),
+        pytest.param(change_metadata, marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, damage):
     config = stopped.copy(damage.__name__)
     expected = load_model(stopped.whole.run_dir).params
-    damage(config.run_dir, 8)
+    damage(config.run_dir, 6)
     reporter = Recorder()
     assert train_command(config, reporter=reporter).exit_code == 0
-    assert f"{config.run_dir}/checkpoints/8: " in reporter.text
-    assert "continues from the checkpoint of step 5" in reporter.text
-    (aside,) = (Path(config.run_dir) / "checkpoints").glob("damaged-8-*")
+    assert f"{config.run_dir}/checkpoints/6: " in reporter.text
+    assert "continues from the checkpoint of step 3" in reporter.text
+    (aside,) = (Path(config.run_dir) / "checkpoints").glob("damaged-6-*")
     assert aside.name in reporter.text
     found = load_model(config.run_dir)
     assert found.step == STEPS
@@ -55,12 +53,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, da
         np.testing.assert_array_equal(flatten(found.params)[path], leaf, err_msg=path)
 
 
+@pytest.mark.parametrize("word", ["PERMISSION_DENIED", "UNAVAILABLE"])
+def test_files_that_cannot_be_got_at_are_not_called_damaged(stopped, capsys, monkeypatch, word):
+    """A disk that is away or closed for a while; TensorStore makes a ValueError of it."""
+    config = stopped.copy(f"away-{word}")
+    restore = ocp.CheckpointManager.restore
+
+    def refuse(manager, step, args):
+        if {"params"} & set(args.keys()):
+            raise ValueError(f"{word}: Error reading local file")
+        return restore(manager, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+    said = message(config, capsys)
+    assert f"{config.run_dir}/checkpoints/6: cannot be read: {word}" in said
+    assert finished_steps(config.run_dir) == [3, 6]
+
+
+def test_a_run_that_is_being_trained_is_left_alone(stopped, capsys):
+    config = stopped.copy("in-use")
+    with sole_user(config.run_dir):
+        said = message(config, capsys)
+    assert said.startswith(f"b2b: {config.run_dir}: another process is training this run.")
+    assert finished_steps(config.run_dir) == [3, 6]
+    assert_it_goes_on(config, stopped.whole, step=6)
+
+
 @pytest.mark.slow
 def test_a_run_with_no_sound_checkpoint_says_so_and_deletes_nothing(stopped, capsys):
     config = stopped.copy("all")
-    for step in (5, 8):
+    for step in (3, 6):
         truncate(config.run_dir, step)
-    with pytest.raises(DamagedCheckpoint, match=r"No checkpoint of this run is sound(.|\n)*/5: "):
+    with pytest.raises(DamagedCheckpoint, match=r"No checkpoint of this run is sound(.|\n)*/3: "):
         train_command(config, reporter=Recorder())
     assert len(list((Path(config.run_dir) / "checkpoints").glob("damaged-*"))) == 2
     reporter = Recorder()
@@ -88,14 +112,14 @@ def test_values_that_changed_on_disk_are_noticed_by_their_checksum(stopped):
 
 def test_checkpoints_without_checksums_are_read(stopped):
     config = stopped.copy("old")
-    (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
+    (path,) = (Path(config.run_dir) / "checkpoints" / "6" / "meta").glob("metadata")
     meta = json.loads(path.read_text())
     del meta["checksums"], meta["sha256"]
     path.write_text(json.dumps({**meta, "format": 1}))
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
-    assert "checksums" not in checkpoints.meta(8)
+    assert "checksums" not in checkpoints.meta(6)
     checkpoints.close()
-    assert load_model(config.run_dir).step == 8
+    assert load_model(config.run_dir).step == 6
     path.write_text(json.dumps({**meta, "format": 3, "library_version": "9.9"}))
     with pytest.raises(CheckpointError, match=r"format 3, this version .* written by 9\.9"):
         load_model(config.run_dir)
@@ -103,9 +127,9 @@ def test_checkpoints_without_checksums_are_read(stopped):
 
 def test_settings_that_changed_on_disk_are_noticed(stopped):
     config = stopped.copy("meta")
-    (path,) = (Path(config.run_dir) / "checkpoints" / "8" / "meta").glob("metadata")
-    path.write_text(path.read_text().replace('"next_step": 8', '"next_step": 9'))
-    with pytest.raises(DamagedCheckpoint, match=r"8/meta: has changed since"):
+    (path,) = (Path(config.run_dir) / "checkpoints" / "6" / "meta").glob("metadata")
+    path.write_text(path.read_text().replace('"next_step": 6', '"next_step": 7'))
+    with pytest.raises(DamagedCheckpoint, match=r"6/meta: has changed since"):
         load_model(config.run_dir)
 
 
@@ -138,13 +162,13 @@ def test_swapped_entries_and_leaves_are_noticed():
 def test_an_older_model_is_named_and_not_read_instead_of_a_damaged_one(stopped, capsys, harm):
     """Growing from an older step without being asked to would be another result."""
     config = stopped.copy(f"grown-from-{harm.__name__}")
-    harm(config.run_dir, 8)
+    harm(config.run_dir, 6)
     target = Path(config.run_dir) / "grown"
     words = ["grow", config.run_dir, str(target), "--to", "num_hidden_layers=4"]
     assert main(words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"b2b: {config.run_dir}/checkpoints/8: ")
-    assert "(older here: 5; repeat the b2b train of this run, which sets the damaged one" in line
+    assert line.startswith(f"b2b: {config.run_dir}/checkpoints/6: ")
+    assert "(older here: 3; repeat the b2b train of this run, which sets the damaged one" in line
     assert not target.exists()
     assert train_command(config, reporter=Recorder()).exit_code == 0
     assert main(words) == 0

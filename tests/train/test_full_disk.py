@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jobs import write_yaml
 from runs import Recorder, assert_same, final_state, rows, tiny_run
-from stopped_runs import assert_it_goes_on, message, stop_at
+from stopped_runs import assert_it_goes_on, message
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.train.checkpoint import finished_steps
@@ -72,16 +72,17 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, sm
     ended = train(path)
     assert ended.returncode == 1, ended.stderr
     (step, *_) = kept = finished_steps(config.run_dir)
-    (message,) = ended.stderr.splitlines()
-    assert message.startswith(f"b2b: {config.run_dir}: the disk is full (free: ")
-    assert f"the checkpoint of step {kept[-1]} is kept. Make room and repeat" in message
+    said = ended.stderr.strip()
+    assert "\n" not in said, said
+    assert said.startswith(f"b2b: {config.run_dir}: the disk is full (free: ")
+    assert f"the checkpoint of step {kept[-1]} is kept. Make room and repeat" in said
     assert load_model(config.run_dir).step == kept[-1] >= step > 0
 
     # Nothing has changed: it is told again, and nothing of what is kept is touched.
     fill(small_disk / "run", leave=0)
     ended = train(path)
-    (message,) = ended.stderr.splitlines()
-    assert ended.returncode == 1 and "the disk is full" in message
+    said = ended.stderr.strip()
+    assert ended.returncode == 1 and "the disk is full" in said and "\n" not in said, said
     assert finished_steps(config.run_dir) == kept and load_model(config.run_dir).step == kept[-1]
 
     ballast.unlink()
@@ -91,11 +92,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, sm
     assert f"continues from the checkpoint of step {kept[-1]}" in ended.stdout
     assert_same(final_state(config), final_state(undisturbed))
     assert rows(config.run_dir) == rows(undisturbed.run_dir)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    return stop_at(6, tmp_path_factory.mktemp("full_disk"))
 
 
 def test_metrics_that_have_no_room_are_told_and_kept(stopped, capsys):
@@ -126,7 +122,7 @@ def test_a_checkpoint_that_has_no_room_is_told_and_the_one_before_it_kept(
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
     said = message(config, capsys)
-    assert refused == [10]
+    assert refused == [9]
     assert "the disk is full (free: " in said and "the checkpoint of step 6 is kept" in said
     assert finished_steps(config.run_dir)[-1] == 6
     monkeypatch.undo()
@@ -147,15 +143,17 @@ def full_under(folder: Path) -> Iterator[None]:
     for number in before:
         os.dup2(full, number)
     os.close(full)
-    yield
-    for number, file in before.items():
-        os.dup2(file, number)
-        os.close(file)
+    try:
+        yield
+    finally:
+        for number, file in before.items():
+            os.dup2(file, number)
+            os.close(file)
 
 
 def test_tensorboard_events_on_a_full_disk_raise_and_wait_for_nobody(tmp_path):
     folder = tmp_path / "tensorboard"
-    writer = TensorBoardWriter(folder, start_step=0)
+    writer = TensorBoardWriter(folder, keep_through=-1)
     writer.write({"step": 1, "loss": 2.0, "stage": "full"})
     with full_under(folder), pytest.raises(OSError, match="No space left") as error:
         writer.write({"step": 2, "loss": 2.0, "grad_norm": 1.0})

@@ -14,10 +14,10 @@ from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
 from b2b_jax.growth import GrowthPlan, grow_optimizer_state
 from b2b_jax.models import ConfigError
-from b2b_jax.train.checkpoint import CheckpointError
 from b2b_jax.train.optim import OptimizerConfig, make_optimizer
 from b2b_jax.train.saved import load_model
 from b2b_jax.train.starting import load_optimizer
+from b2b_jax.train.stored import CheckpointError
 from b2b_jax.tree import flatten
 
 SIZES = "hidden_size=32,num_attention_heads=4,intermediate_size=64,num_hidden_layers=2"

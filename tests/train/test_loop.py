@@ -30,13 +30,14 @@ from b2b_jax.commands.train import train_command
 from b2b_jax.data import train_batches
 from b2b_jax.models import ConfigError
 from b2b_jax.train import loop
-from b2b_jax.train.checkpoint import CheckpointError, Checkpoints
+from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import CheckpointConfig, changed_fields
 from b2b_jax.train.meter import Meter, NonFiniteLoss
 from b2b_jax.train.optim import OptimizerConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import load_model
 from b2b_jax.train.stages import TwoStageConfig
+from b2b_jax.train.stored import CheckpointError
 from b2b_jax.train.writers import CsvWriter
 from b2b_jax.tree import flatten
 

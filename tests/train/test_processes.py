@@ -46,6 +46,18 @@ def test_two_processes_train_as_one(alone):
 
 
 @pytest.mark.slow
+def test_processes_with_other_settings_are_refused(tmp_path):
+    path, run_dir = write_config(tmp_path, "unlike")
+    words = ("--train.seed", "{process}", "--optimizer.peak_learning_rate", "0.0{process}1")
+    job = train_job(path, *words)
+    assert job.wait() == [1, 1], job.said()
+    said = job.output[1].read_text()
+    assert "do not see the same" in said and "Traceback" not in job.said()
+    assert "train.seed (here 1)" in said and "optimizer.peak_learning_rate (here 0.011)" in said
+    assert not (Path(run_dir) / "config.yaml").exists()
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(alone):
     folder, expected = alone
     path, run_dir = write_config(folder, "stopped")
@@ -95,6 +107,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message_and_the_job_continue
         ),
         ({"B2B_JAX_HEARTBEAT_SECONDS": "soon"}, "environment: invalid literal"),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "environment: invalid literal"),
+        ({"MEGASCALE_NUM_SLICES": "two"}, "environment: invalid literal"),
     ],
 )
 def test_an_environment_that_contradicts_itself_is_named(environment, message):
