@@ -1,16 +1,22 @@
 """`b2b dry-run`: what it prints, on eight pretended devices and for machines by name."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import needs
 import pytest
 import yaml
 
-from b2b_jax.commands.topology import parse_topology, prepare_compilers
-from b2b_jax.models import ConfigError
+from b2b_jax.commands import dry_run as commands
+from b2b_jax.commands.topology import Topology, parse_topology, prepare_compilers
+from b2b_jax.models import Compute, ConfigError, preset
+from b2b_jax.report.chips import Chip
+from b2b_jax.train.config import RunConfig, TrainConfig
+from b2b_jax.train.optim import OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "import sys; from b2b_jax.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -37,7 +43,19 @@ def test_machines_are_known_by_shape_and_by_type(text, name, devices):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v5p", "v5p:", "v5p:0x4", "v5p-129", "v5e-2", "v5e-4x4", "h100:9", "h100:2x2x8"]
+    "text",
+    [
+        "",
+        "v5p",
+        "v5p:",
+        "v5p:0x4",
+        "v5p-129",
+        "v5e-2",
+        "v5e-4x4",
+        "h100:9",
+        "h100:2x2x8",
+        "h100-pcie:8",
+    ],
 )
 def test_other_machines_are_refused_with_those_that_are_known(text):
     with pytest.raises(ConfigError, match=r"^topology"):
@@ -116,6 +134,65 @@ def test_a_mesh_that_does_not_fit_ends_in_a_message(tmp_path):
     assert "Of 8 devices these meshes do: data=2, fsdp=1, tensor=4" in run.stderr
     run = dry_run(tmp_path, "--mesh.data", "3")
     assert "data=3, fsdp=1, tensor=1 does not fit 8 devices" in run.stderr
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def note(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+    def update(self, done: int, total: int, *, text: str, seconds_left: float | None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def peak_of(text: str) -> float:
+    """Mebibytes that a remedy needs."""
+    size, unit = text.split(": ")[-1].split(" at most")[0].split()
+    return float(size) * {"KiB": 1 / 1024, "MiB": 1, "GiB": 1024}[unit]
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_made_to_by_flags_that_do_it(monkeypatch):
+    """A chip of too little memory for the run, which micro-batches bring below it."""
+    model = preset("bert-tiny").replace(vocab_size=512)
+    train = TrainConfig(steps=4, batch_size=64, sequence_length=64, masked_positions=8)
+    optimizer = OptimizerConfig(warmup_steps=0)
+    config = RunConfig(run_dir="nowhere", model=model, train=train, optimizer=optimizer)
+    monkeypatch.setattr(commands, "topology_devices", lambda topology: jax.devices()[:1])
+
+    def machine(mebibytes: float) -> Topology:
+        chip = Chip("small", ("tpu small",), 1e12, mebibytes * 2**20 / 0.95, 1e12, 1e12)
+        return Topology("small:1", chip, (1,))
+
+    def run(config: RunConfig, mebibytes: float) -> tuple[int, str]:
+        notes = Notes()
+        return commands.dry_run_command(
+            config, topology=machine(mebibytes), reporter=notes
+        ), notes.text
+
+    assert run(config, 4000)[0] == 0
+    code, said = run(config, 24)
+    assert code == 1 and "whole model: needs" in said
+    flags = said.split("it fits with ")[1].split(":")[0].split()
+    assert "--compute.remat" in flags and "--train.micro_batches" in flags
+    assert peak_of(said) <= 24
+    # The very flags, given to the same run.
+    values = dict(zip(flags[::2], flags[1::2], strict=True))
+    fitting = dataclasses.replace(
+        config,
+        compute=Compute(remat=values["--compute.remat"]),
+        train=dataclasses.replace(train, micro_batches=int(values["--train.micro_batches"])),
+    )
+    assert run(fitting, 24)[0] == 0
+    code, said = run(config, 1)
+    assert code == 1 and "none of these made it fit: --mesh.data 1 --mesh.fsdp -1; " in said
 
 
 @pytest.mark.slow

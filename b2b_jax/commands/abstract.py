@@ -1,10 +1,13 @@
 """Stand-ins for what a run reads, to trace its programs with nothing at hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from b2b_jax.data import TokenizerInfo
 from b2b_jax.models import ModelConfig
+from b2b_jax.train.config import RunConfig
 from b2b_jax.train.inherit import Hints, TopLogits
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.schedule import Phase
@@ -20,6 +23,12 @@ def stand_in_tokenizer(model: ModelConfig) -> TokenizerInfo:
     specials = BERT_SPECIALS if model.vocab_size > max(BERT_SPECIALS) else first
     pad, _, cls, sep, mask = specials
     return TokenizerInfo(model.vocab_size, pad, mask, cls, sep, specials)
+
+
+def without_growth(config: RunConfig) -> RunConfig:
+    """A run as if it did not start from a grown model; only factors of its rates differ."""
+    optimizer = dataclasses.replace(config.optimizer, rate_scale="none", state="reset")
+    return dataclasses.replace(config, optimizer=optimizer)
 
 
 def abstract_hints(programs: Programs, phase: Phase) -> Hints | None:

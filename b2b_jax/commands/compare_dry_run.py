@@ -2,17 +2,18 @@
 
 import math
 import sys
-import time
 from dataclasses import dataclass
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-from b2b_jax.commands.abstract import abstract_hints, stand_in_tokenizer
+from b2b_jax.commands.abstract import stand_in_tokenizer, without_growth
+from b2b_jax.commands.compiled_step import compile_step, wanted_steps
 from b2b_jax.commands.train import planned_cost
 from b2b_jax.compare import CompareConfig
 from b2b_jax.models import ModelConfig, build_model
+from b2b_jax.report.chips import chip_of_kind
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.stages import SubModel
@@ -42,6 +43,7 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
         reporter: where progress goes.
 
     Raises:
+        ConfigError: if the compiler fails for another reason than memory.
         ShardingError: if a batch or a parameter cannot be split over the devices.
     """
     runs = [
@@ -49,31 +51,22 @@ def compare_dry_run(config: CompareConfig, *, reporter: Reporter) -> None:
     ]
     for entry in config.entries:
         runs.append(_DryRun(entry.method.label, entry.run, config.teacher(entry)))
+    chip = chip_of_kind(jax.devices()[0].device_kind)
     compiled: set[tuple[ModelConfig, SubModel, ModelConfig | None]] = set()
     for dry in runs:
-        programs = Programs(
-            dry.run,
-            stand_in_tokenizer(dry.run.model),
-            teacher=None if dry.teacher is None else build_model(dry.teacher),
-        )
-        for phase in dry.run.schedule.phases:
-            for sub in phase.subs if phase.steps else ():
-                teacher = dry.teacher if phase.needs_teacher else None
-                if (dry.run.model, sub, teacher) in compiled:
-                    continue
-                compiled.add((dry.run.model, sub, teacher))
-                before = time.monotonic()
-                programs.lower_train_step(
-                    sub,
-                    programs.abstract_state(),
-                    programs.abstract_batch(),
-                    hints=abstract_hints(programs, phase),
-                ).compile()
-                reporter.note(
-                    f"{dry.name}: compiled a step of {sub.depth} layers, {sub.live_layers} "
-                    f"trained{', with a teacher' if teacher else ''}, in "
-                    f"{time.monotonic() - before:.1f} s"
-                )
+        teacher = None
+        if dry.teacher is not None:
+            teacher = build_model(dry.teacher, compute=dry.run.compute)
+        tokenizer = stand_in_tokenizer(dry.run.model)
+        programs = Programs(without_growth(dry.run), tokenizer, teacher=teacher)
+        for wanted in wanted_steps(dry.run):
+            taught_by = dry.teacher if wanted.phase.needs_teacher else None
+            if (dry.run.model, wanted.sub, taught_by) in compiled:
+                continue
+            compiled.add((dry.run.model, wanted.sub, taught_by))
+            step = compile_step(programs, wanted, chip=chip)
+            problem = f"; {step.problem}" if step.problem else ""
+            reporter.note(f"{dry.name}: compiled {step.name} in {step.seconds:.1f} s{problem}")
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
     console.print(_table(runs, config))
 

@@ -1,12 +1,15 @@
 """A training step compiled for a machine, and what it needs there (effects: compilers)."""
 
 import math
+import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from b2b_jax.commands.abstract import abstract_hints
 from b2b_jax.commands.train import price
@@ -14,81 +17,175 @@ from b2b_jax.models import ConfigError, ModelConfig
 from b2b_jax.report.bounds import Memory
 from b2b_jax.report.chips import Chip
 from b2b_jax.report.collectives import Collective, read_collectives
+from b2b_jax.train.config import RunConfig
 from b2b_jax.train.live import is_live, is_stacked
-from b2b_jax.train.meter import Accounting
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.schedule import Phase
 from b2b_jax.train.stages import SubModel
+from b2b_jax.train.state import TrainState
 from b2b_jax.tree import flatten
 
 USABLE = 0.95
-"""Of a device's memory; the rest belongs to the runtime."""
+"""Of a TPU's memory; the rest belongs to the runtime."""
+USABLE_OF_A_GPU = 0.75
+"""What JAX takes of a GPU's memory, where XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise."""
 
 
 @dataclass(frozen=True)
-class CompiledStep:
-    """A step of a sub-model, compiled.
+class CompiledProgram:
+    """What a run puts on its devices, compiled.
 
     Attributes:
         name: what runs.
-        sub: which layers.
-        taught: whether a teacher is run as well.
         memory: on one device; None where the compiler found that it cannot be.
-        touched: bytes of parameters and moments on one device that the step reads or writes.
         collectives: between devices.
-        flops: exact count over all devices.
         seconds: of compiling.
         problem: why it does not fit, "" if it does.
     """
 
     name: str
+    memory: Memory | None
+    collectives: tuple[Collective, ...]
+    seconds: float
+    problem: str
+
+
+@dataclass(frozen=True)
+class CompiledStep(CompiledProgram):
+    """A training step of a sub-model, compiled.
+
+    Attributes:
+        sub: which layers.
+        taught: whether a teacher is run as well.
+        touched: bytes of parameters and moments on one device that the step reads or writes.
+        flops: exact count over all devices.
+    """
+
     sub: SubModel
     taught: bool
-    memory: Memory | None
     touched: int
-    collectives: tuple[Collective, ...]
     flops: float
-    seconds: float
-    problem: str = ""
 
 
-def compile_step(
-    programs: Programs, name: str, sub: SubModel, *, phase: Phase, chip: Chip | None
-) -> CompiledStep:
-    """Compile the step of a sub-model; that it does not fit is a result, no error.
+@dataclass(frozen=True)
+class Wanted:
+    """A step that a run takes.
 
-    Args:
-        programs: of the run, on the devices to compile for.
+    Attributes:
         name: what to call it.
         sub: which layers run and are trained.
         phase: whose step it is.
+    """
+
+    name: str
+    sub: SubModel
+    phase: Phase
+
+
+def wanted_steps(config: RunConfig) -> list[Wanted]:
+    """Every distinct step of a run, in its order."""
+    found: dict[tuple[SubModel, bool], Wanted] = {}
+    for phase in config.schedule.phases:
+        for sub in phase.subs if phase.steps else ():
+            whole = sub.depth == sub.live_layers == config.model.num_hidden_layers
+            name = "whole model" if whole else f"bottom {sub.depth}, top {sub.live_layers} trained"
+            if phase.needs_teacher:
+                name += ", taught"
+            found.setdefault((sub, phase.needs_teacher), Wanted(name, sub, phase))
+    return list(found.values())
+
+
+def usable_memory(chip: Chip | None) -> float:
+    """Bytes of a device that a run may fill; infinite where the device is not known."""
+    if chip is None:
+        return math.inf
+    if not chip.is_gpu:
+        return USABLE * chip.memory
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", USABLE_OF_A_GPU)) * chip.memory
+
+
+def compile_step(programs: Programs, wanted: Wanted, *, chip: Chip | None) -> CompiledStep:
+    """Compile a step; that it does not fit is a result, no error.
+
+    Args:
+        programs: of the run, on the devices to compile for.
+        wanted: which step.
         chip: what the devices are, if known.
 
     Raises:
         ConfigError: if the compiler fails for another reason than memory.
     """
-    config = programs.config
-    cost = price(config, teacher=None if not phase.needs_teacher else _teacher(programs))
-    flops = _step_flops(cost, sub, phase)
+    sub, phase, state = wanted.sub, wanted.phase, programs.abstract_state()
+    taught = phase.needs_teacher
+    cost = price(programs.config, teacher=_teacher(programs) if taught else None)
+    program = _compile(
+        wanted.name,
+        lambda: programs.lower_train_step(
+            sub, state, programs.abstract_batch(), hints=abstract_hints(programs, phase)
+        ),
+        state=state,
+        beside=0,
+        chip=chip,
+    )
+    return CompiledStep(
+        **vars(program),
+        sub=sub,
+        taught=taught,
+        touched=_touched(programs, sub, state),
+        flops=cost.step_cost(sub).exact + (cost.teacher_cost.exact if cost.teacher_cost else 0.0),
+    )
+
+
+def compile_evaluation(programs: Programs, *, chip: Chip | None) -> CompiledProgram:
+    """Compile the evaluation of the whole model, beside which the moments stay on the devices.
+
+    Args:
+        programs: of the run, on the devices to compile for.
+        chip: what the devices are, if known.
+
+    Raises:
+        ConfigError: if the compiler fails for another reason than memory.
+    """
+    state = programs.abstract_state()
+    depths = tuple(sub.depth for sub in programs.config.schedule.phases[-1].subs)
+    index = jax.ShapeDtypeStruct((), np.int32)
+    return _compile(
+        "evaluation",
+        lambda: programs.eval_step(depths).lower(state.params, programs.abstract_batch(), index),
+        state=state,
+        beside=_share(state.opt_state),
+        chip=chip,
+    )
+
+
+def _compile(
+    name: str,
+    lower: Callable[[], jax.stages.Lowered],
+    *,
+    state: TrainState,
+    beside: int,
+    chip: Chip | None,
+) -> CompiledProgram:
+    """Compile a program.
+
+    Args:
+        name: what to call it.
+        lower: traces it.
+        state: of the run, abstract.
+        beside: bytes on a device that are no argument of it.
+        chip: what the devices are, if known.
+    """
     before = time.monotonic()
     try:
-        compiled = programs.lower_train_step(
-            sub,
-            programs.abstract_state(),
-            programs.abstract_batch(),
-            hints=abstract_hints(programs, phase),
-        ).compile()
+        compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise ConfigError(
                 f"{name}: the compiler failed: {str(error).splitlines()[0]}"
             ) from error
-        spent = time.monotonic() - before
-        problem = _too_large(str(error))
-        return CompiledStep(name, sub, phase.needs_teacher, None, 0, (), flops, spent, problem)
+        return CompiledProgram(name, None, (), time.monotonic() - before, _too_large(str(error)))
     spent = time.monotonic() - before
     found: Any = compiled.memory_analysis()
-    state = programs.abstract_state()
     work = found.temp_size_in_bytes
     peak = (
         found.argument_size_in_bytes
@@ -96,22 +193,19 @@ def compile_step(
         - found.alias_size_in_bytes
         + work
         + found.generated_code_size_in_bytes
+        + beside
     )
     memory = Memory(_share(state.params), _share(state.opt_state), work, peak)
-    limit = math.inf if chip is None else USABLE * chip.memory
+    limit = usable_memory(chip)
     problem = "" if peak <= limit else f"needs {human_size(peak)} of {human_size(limit)}"
-    collectives = read_collectives(compiled.as_text() or "")
-    touched, taught = _touched(programs, sub), phase.needs_teacher
-    return CompiledStep(name, sub, taught, memory, touched, collectives, flops, spent, problem)
+    return CompiledProgram(name, memory, read_collectives(compiled.as_text() or ""), spent, problem)
 
 
 def _teacher(programs: Programs) -> ModelConfig | None:
-    return None if programs.inheritance is None else programs.inheritance.teacher.cfg
-
-
-def _step_flops(cost: Accounting, sub: SubModel, phase: Phase) -> float:
-    taught = cost.teacher_cost.exact if phase.needs_teacher and cost.teacher_cost else 0.0
-    return cost.step_cost(sub).exact + taught
+    """What runs within a taught step: nothing where its predictions have been kept."""
+    if programs.inheritance is None or programs.config.inherit.top_k:
+        return None
+    return programs.inheritance.teacher.cfg
 
 
 def _share(tree: Any) -> int:
@@ -122,9 +216,9 @@ def _share(tree: Any) -> int:
     )
 
 
-def _touched(programs: Programs, sub: SubModel) -> int:
+def _touched(programs: Programs, sub: SubModel, state: TrainState) -> int:
     """Bytes of parameters that run, and of parameters and moments that are trained."""
-    table, state = programs.model.axes, programs.abstract_state()
+    table = programs.model.axes
     layers = programs.config.model.num_hidden_layers
     trained = runs = 0.0
     for path, leaf in flatten(state.params).items():

@@ -9,8 +9,16 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from b2b_jax.commands.abstract import stand_in_tokenizer
-from b2b_jax.commands.compiled_step import compile_step, human_size
+from b2b_jax.commands.abstract import stand_in_tokenizer, without_growth
+from b2b_jax.commands.compiled_step import (
+    CompiledProgram,
+    CompiledStep,
+    Wanted,
+    compile_evaluation,
+    compile_step,
+    human_size,
+    wanted_steps,
+)
 from b2b_jax.commands.dry_run_tables import (
     collectives_table,
     gathered,
@@ -26,9 +34,7 @@ from b2b_jax.report.chips import Chip, chip_of_kind
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import read_meta
-from b2b_jax.train.schedule import Phase
-from b2b_jax.train.sharding import MeshConfig, ShardingError
-from b2b_jax.train.stages import SubModel
+from b2b_jax.train.sharding import ShardingError
 from b2b_jax.train.writers import Reporter
 
 
@@ -36,7 +42,7 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
     """Compile every step of a run and print memory, traffic and a bound of its speed.
 
     Args:
-        config: the run; neither its data nor its folders need to exist.
+        config: the run; of what it reads only its teacher has to exist.
         topology: the machine; the devices at hand if None.
         reporter: where progress goes.
 
@@ -45,6 +51,7 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
 
     Raises:
         ConfigError: if there is no compiler for the machine.
+        CheckpointError, ConvertError: if the run has a teacher and its folder holds no model.
         ShardingError: if the mesh does not fit the machine or the model.
     """
     devices = topology_devices(topology) if topology else jax.devices()
@@ -60,16 +67,14 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
     )
     reporter.note(f"mesh: {mesh} on {len(devices)} x {name}")
     reporter.note(attention_words(programs.model))
-    steps = [
-        compile_step(programs, name, sub, phase=phase, chip=chip)
-        for name, sub, phase in _wanted(programs, reporter)
-    ]
+    steps = list(_compiled(programs, wanted_steps(config), chip=chip, reporter=reporter))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
-    console.print(memory_table(steps, chip))
-    for step in steps:
-        if step.problem:
-            reporter.note(f"{step.name}: {step.problem}")
-    if any(step.problem for step in steps):
+    parts: list[CompiledProgram] = [*steps, compile_evaluation(programs, chip=chip)]
+    console.print(memory_table(parts, chip))
+    for part in parts:
+        if part.problem:
+            reporter.note(f"{part.name}: {part.problem}")
+    if any(part.problem for part in parts):
         reporter.note(_remedy(config, devices, chip=chip, reporter=reporter))
         return 1
     whole = max(steps, key=lambda step: step.flops)
@@ -78,9 +83,10 @@ def dry_run_command(config: RunConfig, *, topology: Topology | None, reporter: R
         reporter.note(gathered(whole, programs))
     if chip is not None:
         bounds = {
-            (step.sub, step.taught): step_bound_of(step, chip, len(devices)) for step in steps
+            (step.sub, step.taught): step_bound_of(step, chip, devices=len(devices))
+            for step in steps
         }
-        console.print(speed_table(steps, bounds, config, len(devices)))
+        console.print(speed_table(steps, bounds, config=config, devices=len(devices)))
         reporter.note(run_length(config, bounds))
     return 0
 
@@ -91,23 +97,17 @@ def _programs(config: RunConfig, devices: Sequence[Any]) -> Programs:
         of_teacher = ModelConfig.from_dict(read_meta(config.inherit.teacher)["model"])
         teacher = build_model(of_teacher, compute=config.compute)
     tokenizer = stand_in_tokenizer(config.model)
-    return Programs(config, tokenizer, teacher=teacher, devices=devices)
+    return Programs(without_growth(config), tokenizer, teacher=teacher, devices=devices)
 
 
-def _wanted(programs: Programs, reporter: Reporter) -> Iterator[tuple[str, SubModel, Phase]]:
-    """Every distinct step of a run, in its order; says how far it is."""
-    found: dict[tuple[SubModel, bool], tuple[str, SubModel, Phase]] = {}
-    for phase in programs.config.schedule.phases:
-        for sub in phase.subs if phase.steps else ():
-            whole = sub.depth == sub.live_layers == programs.config.model.num_hidden_layers
-            name = "whole model" if whole else f"bottom {sub.depth}, top {sub.live_layers} trained"
-            if phase.needs_teacher:
-                name += ", taught"
-            found.setdefault((sub, phase.needs_teacher), (name, sub, phase))
-    for done, which in enumerate(found.values()):
-        reporter.update(done, len(found), text=f"compiling: {which[0]}", seconds_left=None)
-        yield which
-    reporter.update(len(found), len(found), text="compiled", seconds_left=None)
+def _compiled(
+    programs: Programs, wanted: Sequence[Wanted], *, chip: Chip | None, reporter: Reporter
+) -> Iterator[CompiledStep]:
+    """One step after the other; says how far it is."""
+    for done, step in enumerate(wanted):
+        reporter.update(done, len(wanted), text=f"compiling: {step.name}", seconds_left=None)
+        yield compile_step(programs, step, chip=chip)
+    reporter.update(len(wanted), len(wanted), text="compiled", seconds_left=None)
     reporter.close()
 
 
@@ -116,7 +116,7 @@ def _remedy(
 ) -> str:
     """The first of the usual changes with which every step fits, tried out."""
     tried = []
-    for flags, changed in _changes(config):
+    for flags, changed in _changes(config, devices):
         try:
             programs = _programs(changed, devices)
             programs.abstract_state()  # shards it
@@ -124,12 +124,18 @@ def _remedy(
             continue
         reporter.note(f"trying {flags} ...")
         tried.append(flags)
-        steps = [
-            compile_step(programs, name, sub, phase=phase, chip=chip)
-            for name, sub, phase in _wanted(programs, reporter)
-        ]
-        if not any(step.problem for step in steps):
-            peak = max(step.memory.peak for step in steps if step.memory)
+        peak = 0
+        # The whole model comes last in a run, and needs most.
+        wanted = wanted_steps(changed)[::-1]
+        for step in _compiled(programs, wanted, chip=chip, reporter=reporter):
+            if step.problem or step.memory is None:
+                break
+            peak = max(peak, step.memory.peak)
+        else:
+            evaluation = compile_evaluation(programs, chip=chip)
+            if evaluation.problem or evaluation.memory is None:
+                continue
+            peak = max(peak, evaluation.memory.peak)
             return f"it fits with {flags}: {human_size(peak)} at most"
     return (
         f"none of these made it fit: {'; '.join(tried)}. Take more devices, a smaller batch or "
@@ -137,17 +143,20 @@ def _remedy(
     )
 
 
-def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    shared, flags = config, ""
-    if config.mesh.sizes[1] == 1:
-        shared = dataclasses.replace(config, mesh=MeshConfig(preset="fsdp"))
-        flags = "--mesh.preset fsdp "
-        yield flags.strip(), shared
+def _changes(config: RunConfig, devices: Sequence[Any]) -> Iterator[tuple[str, RunConfig]]:
+    """Flags and the run with them: shares of parameters, less to keep, less at a time."""
+    base, flags = config, ""
+    if config.mesh.sizes[1] == 1 and config.mesh.sizes[2] != -1:
+        mesh = dataclasses.replace(config.mesh, data=1, fsdp=-1)
+        shared = dataclasses.replace(config, mesh=mesh)
+        if _divides(shared, devices):
+            base, flags = shared, "--mesh.data 1 --mesh.fsdp -1 "
+            yield flags.strip(), base
     for remat in ("dots", "full"):
         if config.compute.remat in ("full", remat):
             continue
         compute = dataclasses.replace(config.compute, remat=remat)
-        yield f"{flags}--compute.remat {remat}", dataclasses.replace(shared, compute=compute)
+        yield f"{flags}--compute.remat {remat}", dataclasses.replace(base, compute=compute)
     compute = dataclasses.replace(config.compute, remat="full")
     for parts in (2, 4, 8, 16, 32, 64):
         number = config.train.micro_batches * parts
@@ -155,5 +164,13 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             train = dataclasses.replace(config.train, micro_batches=number)
             yield (
                 f"{flags}--compute.remat full --train.micro_batches {number}",
-                dataclasses.replace(shared, compute=compute, train=train),
+                dataclasses.replace(base, compute=compute, train=train),
             )
+
+
+def _divides(config: RunConfig, devices: Sequence[Any]) -> bool:
+    try:
+        _programs(config, devices).abstract_state()
+    except ShardingError:
+        return False
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from b2b_jax.commands.compiled_step import CompiledStep, human_size
+from b2b_jax.commands.compiled_step import CompiledProgram, CompiledStep, human_size, usable_memory
 from b2b_jax.report.bounds import Bound, step_bound
 from b2b_jax.report.chips import Chip
 from b2b_jax.report.tables import render_rich
@@ -19,7 +19,7 @@ Bounds = Mapping[tuple[SubModel, bool], Bound]
 """By sub-model, and whether a teacher is run as well."""
 
 
-def step_bound_of(step: CompiledStep, chip: Chip, devices: int) -> Bound:
+def step_bound_of(step: CompiledStep, chip: Chip, *, devices: int) -> Bound:
     """The least that a compiled step takes."""
     assert step.memory is not None
     return step_bound(
@@ -30,18 +30,18 @@ def step_bound_of(step: CompiledStep, chip: Chip, devices: int) -> Bound:
     )
 
 
-def memory_table(steps: Sequence[CompiledStep], chip: Chip | None) -> Table:
-    """Bytes on one device, step by step."""
-    limit = "" if chip is None else f", of {human_size(chip.memory)}"
+def memory_table(programs: Sequence[CompiledProgram], chip: Chip | None) -> Table:
+    """Bytes on one device, program by program."""
+    limit = "" if chip is None else f", usable {human_size(usable_memory(chip))}"
     rows = []
-    for step in steps:
+    for one in programs:
         cells = ["-"] * 4
-        if step.memory is not None:
-            memory = step.memory
+        if one.memory is not None:
+            memory = one.memory
             sizes = (memory.parameters, memory.optimizer, memory.work, memory.peak)
             cells = [human_size(size) for size in sizes]
-        rows.append([step.name, f"{step.seconds:.0f}", *cells, "no" if step.problem else "yes"])
-    headings = ["step", "compiled in s", "parameters", "optimizer", "work space", "peak", "fits"]
+        rows.append([one.name, f"{one.seconds:.0f}", *cells, "no" if one.problem else "yes"])
+    headings = ["program", "compiled in s", "parameters", "optimizer", "work space", "peak", "fits"]
     return render_rich(f"Memory on one device{limit}", headings, rows=rows)
 
 
@@ -65,17 +65,23 @@ def collectives_table(step: CompiledStep) -> Table:
 
 def gathered(step: CompiledStep, programs: Programs) -> str:
     """How often parameters are collected, which their shares do not need more than twice."""
-    width = 2 if programs.config.compute.dtype == "bfloat16" else 4
-    tensor = programs.mesh.shape["tensor"]
-    whole = width * sum(map(math.prod, programs.model.shapes.values())) / tensor
-    got = sum(one.result_bytes * one.times for one in step.collectives if one.kind == "all-gather")
-    if programs.mesh.shape["fsdp"] == 1:
+    shares, tensor = programs.mesh.shape["fsdp"], programs.mesh.shape["tensor"]
+    if shares == 1:
         return "no parameter has to be gathered: fsdp is 1"
+    width = 2 if programs.config.compute.dtype == "bfloat16" else 4
+    parts = programs.config.train.micro_batches
+    whole = parts * width * sum(map(math.prod, programs.model.shapes.values())) / tensor
+    got = sum(
+        one.result_bytes * one.times
+        for one in step.collectives
+        if one.kind == "all-gather" and one.group == shares  # others bring activations
+    )
+    of_each = "" if parts == 1 else f" for each of {parts} micro-batches"
     passed = sum(one.sent_bytes for one in step.collectives if one.kind == "collective-permute")
     told = (
         f"all-gathers bring {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
-        f"{programs.config.compute.dtype}; sharded parameters need one for the forward pass and "
-        "one for the backward"
+        f"{programs.config.compute.dtype}{of_each}; sharded parameters need one for the forward "
+        "pass and one for the backward"
     )
     reduced = sum(one.sent_bytes for one in step.collectives if one.kind == "all-reduce")
     if not passed and got < 0.1 * whole < reduced:
@@ -96,6 +102,7 @@ def gathered(step: CompiledStep, programs: Programs) -> str:
 def speed_table(
     steps: Sequence[CompiledStep],
     bounds: Bounds,
+    *,
     config: RunConfig,
     devices: int,
 ) -> Table:

@@ -1,6 +1,7 @@
 """Held-out loss right after growth, without training: the paper's Table 1 (effects)."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,14 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
     run = plan.config.entries[0].run
     prepared = prepare(run.data)
 
-    def loss(config: ModelConfig, params: Params) -> float:
+    @functools.cache
+    def programs_of(config: ModelConfig) -> Programs:
         plain = RunConfig(run_dir="-", model=config, data=run.data, train=run.train, mesh=run.mesh)
-        programs = Programs(plain, prepared.tokenizer)
-        whole = plain.schedule.phases[-1]
+        return Programs(plain, prepared.tokenizer)
+
+    def loss(config: ModelConfig, params: Params) -> float:
+        programs = programs_of(config)
+        whole = programs.config.schedule.phases[-1]
         placed = programs.put_params(params)
         return heldout_columns(programs, prepared, placed, phase=whole)["heldout_loss"]
 
@@ -84,7 +89,6 @@ def write_first_losses(plan: Plan, *, reporter: Reporter) -> None:
                         else _grown(saved.config, params, target, method=method, seed=seed)
                     )
                     found.append(FirstLoss(*sizes, label, seed, loss(target, grown)))
-            jax.clear_caches()
     rows = [dataclasses.astuple(one) for one in found]
     names = [field.name for field in dataclasses.fields(FirstLoss)]
     write_text(Path(plan.root) / "first_losses.csv", render_csv(names, rows))

@@ -43,7 +43,7 @@ class Topology:
     @property
     def is_gpu(self) -> bool:
         """Whether its compiler is that of CUDA."""
-        return self.chip.name in CUDA_CAPABILITY
+        return self.chip.is_gpu
 
 
 def parse_topology(text: str) -> Topology:
@@ -58,7 +58,8 @@ def parse_topology(text: str) -> Topology:
         >>> parse_topology("h100:16").shape
         (2, 8)
     """
-    chips = {chip.name: chip for chip in CHIPS}
+    known = (*TORUS_DIMENSIONS, *CUDA_CAPABILITY)
+    chips = {chip.name: chip for chip in CHIPS if chip.name in known}
     name, colon, sizes = text.partition(":")
     if not colon:
         name, _, sizes = text.partition("-")
@@ -107,7 +108,7 @@ def topology_devices(topology: Topology) -> list[Any]:
     extra = "cuda" if topology.is_gpu else "tpu"
     try:
         if topology.is_gpu:
-            hosts, each = topology.shape if len(topology.shape) == 2 else (1, *topology.shape)
+            hosts, each = topology.shape
             found = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name=topology.chip.name,

@@ -24,6 +24,11 @@ class Chip:
     memory_bandwidth: float
     link_bandwidth: float
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU and not a TPU."""
+        return not self.kinds[0].startswith("tpu")
+
 
 GIB = 2.0**30
 # Links: TPUs 1600 to 4800 Gbit/s per chip; NVLink one way, half of what the sheets advertise.
@@ -34,6 +39,7 @@ CHIPS = (
     Chip("v6e", ("tpu v6",), 918e12, 32 * GIB, 1.64e12, 448e9),
     Chip("a100", ("a100",), 312e12, 80e9, 2.039e12, 300e9),
     Chip("h100-pcie", ("h100 pcie",), 756e12, 80e9, 2.0e12, 64e9),
+    Chip("h100-nvl", ("h100 nvl",), 835e12, 94e9, 3.9e12, 300e9),
     Chip("h100", ("h100",), 989e12, 80e9, 3.35e12, 450e9),
     Chip("h200", ("h200",), 989e12, 141e9, 4.8e12, 450e9),
     Chip("b200", ("b200",), 2250e12, 180e9, 8e12, 900e9),

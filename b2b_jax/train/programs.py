@@ -12,7 +12,7 @@ from jaxtyping import Int, Shaped
 
 from b2b_jax.data import TokenizerInfo
 from b2b_jax.growth import GrowthPlan, copy_distances, grow_optimizer_state
-from b2b_jax.models import Model, build_model
+from b2b_jax.models import ConfigError, Model, build_model
 from b2b_jax.train.activations import on_mesh
 from b2b_jax.train.arrays import put_everywhere, put_rows
 from b2b_jax.train.config import RunConfig
@@ -63,7 +63,10 @@ class Programs:
         self.vocabulary = VocabularyLoss(self.mesh)
         self.inheritance = None
         if teacher is not None:
-            teacher = on_mesh(teacher, self.mesh, tokens=tokens)
+            try:
+                teacher = on_mesh(teacher, self.mesh, tokens=tokens)
+            except ConfigError as error:
+                raise ConfigError(f"inherit.teacher: {error}") from error
             self.inheritance = Inheritance(teacher, config.inherit)
         check_batch(self.mesh, config.train.batch_size, parts=config.train.micro_batches)
         self.optimizer = self._optimizer()
@@ -286,7 +289,11 @@ class Programs:
         """The evaluation of some prefixes of the model."""
         if depths not in self._eval_steps:
             step = make_eval_step(
-                self.model, objective=self.objective, depths=depths, vocabulary=self.vocabulary
+                self.model,
+                objective=self.objective,
+                depths=depths,
+                micro_batches=self.config.train.micro_batches,
+                vocabulary=self.vocabulary,
             )
             self._eval_steps[depths] = jax.jit(step, out_shardings=replicated(self.mesh))
         return self._eval_steps[depths]

@@ -128,10 +128,7 @@ def make_train_step(
             def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, carry, gradient(live, part[1], part[0])), None
 
-            # Strided, so that every device finds its share of each part among its own rows.
-            parts = jax.tree.map(
-                lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), lesson
-            )
+            parts = _in_parts(lesson, micro_batches)
             zero = (jax.tree.map(jnp.zeros_like, live), LossSum(jnp.zeros(()), jnp.zeros(())))
             (grads, loss), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro_batches), parts))
         grads = jax.tree.map(lambda g: g / loss.count, grads)
@@ -148,28 +145,53 @@ def make_train_step(
     return step
 
 
+def _in_parts(rows: Any, number: int) -> Any:
+    """Every array cut into parts of its rows, which are its new first axis."""
+    # Strided, so that every device finds its share of each part among its own rows.
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, number, *x.shape[1:]), 1, 0), rows)
+
+
 def make_eval_step(
     model: Model,
     *,
     objective: Objective,
     depths: Sequence[int],
+    micro_batches: int = 1,
     vocabulary: VocabularyLoss | None = None,
 ) -> EvalStep:
     """Build the pure step that evaluates several bottom prefixes of the model on one batch.
 
     The masks of batch ``index`` are the same in every run.
+
+    Args:
+        model: what is evaluated.
+        objective: what is predicted.
+        depths: of the prefixes.
+        micro_batches: parts of the batch that are taken one after the other.
+        vocabulary: the loss of hidden states; by default on one device.
     """
+
+    def loss_of(params: Params, example: Example) -> LossSum:
+        return prefix_losses(
+            params,
+            example,
+            model=model,
+            depths=depths,
+            vocabulary=vocabulary or VocabularyLoss(),
+        )
 
     def step(
         params: Params, input_ids: Int[Array, "B T"], index: Int[Array | np.ndarray, ""]
     ) -> LossSum:
         key = jax.random.fold_in(jax.random.key(HELDOUT_SEED), index)
-        return prefix_losses(
-            params,
-            objective.example(input_ids, key),
-            model=model,
-            depths=depths,
-            vocabulary=vocabulary or VocabularyLoss(),
-        )
+        example = objective.example(input_ids, key)
+        if micro_batches == 1:
+            return loss_of(params, example)
+
+        def add(total: LossSum, part: Example) -> tuple[LossSum, None]:
+            return jax.tree.map(jnp.add, total, loss_of(params, part)), None
+
+        zero = LossSum(jnp.zeros(len(depths)), jnp.zeros(len(depths)))
+        return jax.lax.scan(add, zero, _in_parts(example, micro_batches))[0]
 
     return step

@@ -156,6 +156,19 @@ def test_bfloat16_keeps_parameters_and_moments_in_float32():
     np.testing.assert_allclose(metrics.loss.mean, exact.loss.mean, rtol=2e-2)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_evaluation_in_parts_is_that_of_the_whole_batch(family):
+    setup = Setup(config(family))
+    params, found = setup.state().params, []
+    for parts in (1, 2):
+        evaluate = make_eval_step(
+            setup.model, objective=setup.objective, depths=(2, 4), micro_batches=parts
+        )
+        found.append(evaluate(params, tokens(), jnp.int32(3)))
+    np.testing.assert_allclose(found[1].total, found[0].total, rtol=1e-5)
+    np.testing.assert_array_equal(found[1].count, found[0].count)
+
+
 def test_evaluation_of_prefixes_is_that_of_separate_sub_models():
     setup = Setup(config())
     state = setup.state()
