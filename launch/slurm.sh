@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Several nodes of GPUs under SLURM, one process per GPU:
 #   sbatch --nodes=2 launch/slurm.sh configs/pretrain/bert_base.yaml --mesh.preset fsdp
-# Shortly before the time limit the run saves and ends with 75; the job is queued again and goes on.
+# Shortly before the time limit the run saves and ends with 75; the job is queued again and goes on,
+# RESTARTS times at most, since the others of a process that meets an error end with 75 as well.
 #SBATCH --job-name=b2b
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@180
 #SBATCH --requeue
@@ -23,9 +26,11 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/xla_flags.sh
 source "$here/xla_flags.sh" gpu
 
+# srun does not take it over from sbatch by itself.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 status=0
 srun --kill-on-bad-exit=0 --wait=120 b2b train "$@" || status=$?
-if [[ $status -eq 75 ]]; then
+if [[ $status -eq 75 && ${SLURM_RESTART_COUNT:-0} -lt ${RESTARTS:-20} ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -2,11 +2,12 @@
 # A Cloud TPU slice of virtual machines, used from this clone:
 #   export NAME=b2b ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=my-bucket
 #   launch/tpu_vm.sh create                  # asks for the slice
-#   launch/tpu_vm.sh install                 # copies the clone to every host and installs it
+#   launch/tpu_vm.sh install                 # copies the last commit to every host, installs it
 #   launch/tpu_vm.sh train CONFIG [FLAGS]    # starts b2b train on every host, in the background
 #   launch/tpu_vm.sh logs                    # follows what the first host says
 #   launch/tpu_vm.sh stop                    # saves and ends the run; train continues it
 #   launch/tpu_vm.sh delete
+# VERSION is the system of the machines, for other TYPEs another one (v2-alpha-tpuv5, -tpuv6e).
 # After a preemption: delete, create, install, train. The bucket is mounted as runs/, so that every
 # host sees the run; give it a hierarchical namespace, in which folders are renamed at once.
 set -euo pipefail
@@ -21,15 +22,21 @@ create)
     tpu create "$NAME" --accelerator-type "$TYPE" --version "$VERSION" "${@:2}"
     ;;
 install)
-    tpu scp --recurse "$PWD" "$NAME:b2b_jax" --worker all
-    on_hosts all "cd b2b_jax && python3 -m venv .venv && .venv/bin/pip install -q '.[tpu,tfds]' &&
-        mkdir -p runs && { test -z '$BUCKET' || gcsfuse --implicit-dirs '$BUCKET' runs; }"
+    archive=$(mktemp --suffix .tgz)
+    git archive --output "$archive" HEAD
+    tpu scp "$archive" "$NAME:b2b_jax.tgz" --worker all
+    rm "$archive"
+    # These machines may have an older Python than is needed, which uv brings.
+    on_hosts all "mkdir -p b2b_jax && tar -xzf b2b_jax.tgz -C b2b_jax && cd b2b_jax &&
+        python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --python 3.12 .venv &&
+        python3 -m uv pip install -q -p .venv '.[tpu,tfds]' && mkdir -p runs &&
+        { test -z '$BUCKET' || mountpoint -q runs || gcsfuse --implicit-dirs '$BUCKET' runs; }"
     ;;
 train)
     printf -v words '%q ' "${@:2}"
     # Nothing on these machines says that there are others: JAX finds them when told to join.
     on_hosts all "cd b2b_jax && source launch/xla_flags.sh tpu &&
-        B2B_JAX_JOIN=auto nohup .venv/bin/b2b train $words >>b2b.log 2>&1 </dev/null &"
+        { B2B_JAX_JOIN=auto nohup .venv/bin/b2b train $words >>b2b.log 2>&1 </dev/null & }"
     ;;
 logs)
     on_hosts 0 "tail -n 50 -f b2b_jax/b2b.log"
