@@ -12,6 +12,7 @@ one step of each in turn, without waiting in between, beside the sum of their ti
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 
 import harness
@@ -68,7 +69,9 @@ def main() -> None:
         our_step.build,
         load,
         subs,
-        env=harness.malloc_env(args.malloc) | {"JAX_PLATFORMS": args.device or ""},
+        env=harness.malloc_env(args.malloc)
+        | {"JAX_PLATFORMS": args.device or ""}
+        | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]},
         threads=args.threads,
     )
     labels = {sub: f"sub-model {sub.depth}" if sub != full else "full model" for sub in subs}

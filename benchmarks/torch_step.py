@@ -96,6 +96,8 @@ def losses(load: Workload, model: Any, device: str) -> dict[str, Callable[[], An
 def build(load: Workload, device: str, threads: int | None) -> dict[str, Any]:
     """Worker: Hugging Face's model with the steps of `load.torch` as variants."""
     torch = harness.import_torch()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise harness.Unavailable("this PyTorch finds no GPU; install the build for CUDA")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -140,11 +142,14 @@ def build(load: Workload, device: str, threads: int | None) -> dict[str, Any]:
         start = time.perf_counter()
         try:
             first_loss[name] = float(one_step(forwards[name]).detach())
+            if device == "cuda":  # the first step of all made the moments
+                torch.cuda.reset_peak_memory_stats()
+            one_step(forwards[name])
             synchronize()
         except Exception as error:
             if not isinstance(error, torch.OutOfMemoryError) and name not in COMPILED.values():
                 raise
-            problems[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            problems[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             del forwards[name]
             optimizer.zero_grad(set_to_none=True)
             continue

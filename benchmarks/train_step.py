@@ -8,7 +8,7 @@ all with the same sizes and number of processors:
   torch default                BertForMaskedLM(labels=...) as most people call it, with logits at
                                all positions; GPT2LMHeadModel(labels=...), the same work as ours
   torch equal work             BERT's head at the masked positions only, as ours
-  ..., compiled                the same by torch.compile (needs a C++ compiler on CPUs)
+  ..., compiled                the same by torch.compile (needs a C++ compiler)
 
 Torch uses scaled_dot_product_attention and fused AdamW; in bfloat16 it uses autocast. On a GPU both
 may use TF32 in float32. MFU counts, for every contender, the matrix products of our step
@@ -28,6 +28,7 @@ both whenever you quote it.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,14 @@ import torch_step
 from our_step import Workload
 
 OURS = "b2b_jax"
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError")
+OUT_OF_MEMORY = (
+    "RESOURCE_EXHAUSTED",
+    "OutOfMemoryError",
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "ALLOC_FAILED",
+    "exit code -9",
+)
 # Where the options leave it open.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -106,25 +114,25 @@ class Bench:
                     threads=self.threads,
                 )
         except harness.Unavailable as reason:
-            self._fails(labels, load, str(reason))
+            self.fails(labels, load, str(reason))
             return None
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
-                raise
-            self._fails(labels, load, "out of memory")
+            self.fails(labels, load, str(error))
             return None
         names = {OURS: worker.names[0]} if ours else {name: name for name in worker.names}
         for label in names:
             self.facts.setdefault((label, load.batch_size), worker.facts)
         for label, why in worker.facts.get("problems", {}).items():
-            short = "out of memory" if any(sign in why for sign in OUT_OF_MEMORY) else why
-            self._fails([label], load, short)
+            self.fails([label], load, why)
         return worker, names
 
-    def _fails(self, labels: Sequence[str], load: Workload, why: str) -> None:
+    def fails(self, labels: Sequence[str], load: Workload, why: str) -> None:
+        """Keep why there is no figure; of a trace its last line."""
+        is_memory = any(sign in why for sign in OUT_OF_MEMORY)
+        short = "out of memory" if is_memory else why.strip().rpartition("\n")[2]
         for label in labels:
-            harness.progress(f"{label}, batch {load.batch_size}: {why}")
-            self.problems[label, load.batch_size] = why
+            harness.progress(f"{label}, batch {load.batch_size}: {short}")
+            self.problems[label, load.batch_size] = short
 
 
 Groups = Sequence[tuple[list[str], Workload]]
@@ -155,8 +163,12 @@ def one_at_a_time(bench: Bench, groups: Groups, *, rounds: int, repeats: int) ->
                 continue
             worker, names = found
             for label, name in names.items():
-                worker.seconds(name)
-                taken = [worker.seconds(name) for _ in range(repeats)]
+                try:
+                    worker.seconds(name)
+                    taken = [worker.seconds(name) for _ in range(repeats)]
+                except RuntimeError as error:
+                    bench.fails([label], load, str(error))
+                    break  # the worker is gone
                 seconds.setdefault(label, []).extend(taken)
                 harness.progress(
                     f"turn {turn + 1}/{rounds}, batch {load.batch_size}, {label}: "
@@ -197,12 +209,14 @@ def compare(bench: Bench, load: Workload, sizes: Sequence[int], args: Any) -> di
     }
     if len(sizes) > 1:
         groups = [
-            ([label for label in chosen if best[label] == size], replace(load, batch_size=size))
+            (
+                [label for label in chosen if best.get(label) == size],
+                replace(load, batch_size=size),
+            )
             for chosen in ([OURS], torch)
             for size in sizes
             if any(best.get(label) == size for label in chosen)
         ]
-        groups = [([label for label in labels if label in best], load) for labels, load in groups]
         seconds = measure(bench, groups, rounds=args.rounds, repeats=args.repeats)
     else:
         seconds = {label: by_size[sizes[0]] for label, by_size in sweep.items()}
@@ -310,12 +324,14 @@ def environment(args: Any) -> Iterator[dict[str, str]]:
     if args.device == "cpu":
         yield env
         return
+    # One card, whatever the machine has: PyTorch's steps use one.
+    env |= {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    if args.processes == "alone":
+        env |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     with tempfile.TemporaryDirectory() as folder:
         yield env | {
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Alone on the card, as the other framework is in its turn.
-            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
         }
 
 
@@ -361,7 +377,7 @@ def options() -> Any:
 def main() -> None:
     args = options()
     facts = harness.machine(malloc=args.malloc, threads=args.threads)
-    parts, raw, device = [], {}, ""
+    parts, raw, device, text = [], {}, "", ""
     with environment(args) as env:
         for model in args.model:
             load = Workload(
@@ -385,13 +401,18 @@ def main() -> None:
             if args.profile and OURS in found["best"]:
                 best = replace(load, batch_size=found["best"][OURS][0])
                 trace(bench, best, str(Path(args.profile) / model))
-    shared = {"clip norm": args.clip_norm, "remat": args.remat, "scan unroll": args.scan_unroll}
-    about = harness.facts_lines({"device": device, **facts, **shared})
-    text = "\n\n".join(["\n".join(f"- {line}" for line in about), *parts])
+            # After every model, for the next one may end badly.
+            shared = {
+                "clip norm": args.clip_norm,
+                "remat": args.remat,
+                "scan unroll": args.scan_unroll,
+            }
+            about = harness.facts_lines({"device": device, **facts, **shared})
+            text = "\n\n".join(["\n".join(f"- {line}" for line in about), *parts])
+            if args.markdown:
+                Path(args.markdown).write_text(f"{text}\n")
+            harness.write_json(args.json, {"machine": facts, "device": device, "models": raw})
     print(f"\n{text}\n")
-    if args.markdown:
-        Path(args.markdown).write_text(f"{text}\n")
-    harness.write_json(args.json, {"machine": facts, "device": device, "models": raw})
 
 
 if __name__ == "__main__":
