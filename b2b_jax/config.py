@@ -20,16 +20,19 @@ from b2b_jax.train.saved import read_meta
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which no field is given twice: of two the first would be lost without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before `<<` is resolved
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if lines.setdefault(key.value, line) != line and key.tag != "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in lines:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value!r} stands in line {lines[key.value]} and again here",
                     problem_mark=key.start_mark,
                 )
-        return super().construct_mapping(node, deep)
+            lines[key.value] = key.start_mark.line + 1
+        return node
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

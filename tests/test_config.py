@@ -59,6 +59,30 @@ def test_a_field_that_is_given_twice_is_named_with_both_lines(tmp_path):
         load_run_config(run)
 
 
+def test_a_field_twice_in_one_line_is_named_too(tmp_path):
+    run = write(tmp_path / "run.yaml", "run_dir: x\ntrain: {steps: 7, steps: 8}")
+    with pytest.raises(ConfigError, match="'steps' stands in line 2 and again here"):
+        load_run_config(run)
+
+
+def test_fields_of_an_anchor_may_be_given_again_where_it_is_merged(tmp_path):
+    run = write(
+        tmp_path / "run.yaml",
+        "run_dir: x\n"
+        "model: {<<: {<<: &tiny {preset: bert-tiny, pad_token_id: 1}, pad_token_id: 2}}\n"
+        "train: {<<: {steps: 3}, steps: 7}\noptimizer: {warmup_steps: 0}\n",
+    )
+    config = load_run_config(run)
+    assert (config.train.steps, config.model.pad_token_id) == (7, 2)
+
+
+@pytest.mark.parametrize("text", ["train: {steps: {{ steps }}}", "? [a, b]\n: 1"])
+def test_keys_that_are_no_names_are_refused_without_a_trace(tmp_path, text):
+    run = write(tmp_path / "run.yaml", f"run_dir: x\n{text}")
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        load_run_config(run)
+
+
 def test_flags_override_any_field(tmp_path):
     run = write(tmp_path / "run.yaml", "run_dir: x\nmodel: {preset: bert-tiny}")
     flags = [

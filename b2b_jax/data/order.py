@@ -2,7 +2,9 @@
 
 Every epoch is a permutation of the windows that a small block cipher gives (Simon's rounds, as in
 Beaulieu et al., 2013, and Black and Rogaway's cycle walking: what falls outside is enciphered
-again), so that the window at any position is known without the ones before it.
+again), so that the window at any position is known without the ones before it. But for lengths of
+4^k + 1 windows, k at least 8, where the block is one number too small: there one window comes twice
+in an epoch and the last one not at all.
 
 It is the order of Grain 0.2, ``MapDataset.range(length).seed(seed).shuffle().repeat()``, number for
 number: runs and results from when Grain computed it stay what they are. Grain asks for one index at

@@ -12,7 +12,15 @@ MORE = [STRETCH, STRETCH + 1, STRETCH + 2, 196_078, 4**15 + 7]
 
 
 @pytest.mark.parametrize("length", [*FEWEST, *MORE])
-@pytest.mark.parametrize("seed", [0, 1, 2021, 2**32 - 1])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        0,
+        2**32 - 1,
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2021, marks=pytest.mark.slow),
+    ],
+)
 def test_the_order_is_that_of_grain(length, seed):
     grains = grain.MapDataset.range(length).seed(seed).shuffle().repeat(10)
     near = np.arange(-3, 3)
