@@ -86,8 +86,6 @@ define run
 endef
 
 .PHONY: demo
-# Huge pages make training steps on a CPU about 1.15 times as fast; without glibc it is ignored.
-demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed-plot ## train a small model, grow it, compare with training from scratch
 	$(call run,b2b train configs/demo/source.yaml)
 	$(call run,b2b grow runs/demo/source runs/demo/grown --to configs/demo/target.yaml --method aki)

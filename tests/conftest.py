@@ -19,6 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes that tests start, too
+
 import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")

@@ -1,19 +1,16 @@
 """From a config to its model."""
 
 from b2b_jax.models.config import ModelConfig
-from b2b_jax.models.layers import Compute, Place, anywhere
+from b2b_jax.models.layers import Compute
 from b2b_jax.models.model import Model
 
 
-def build_model(
-    cfg: ModelConfig, *, compute: Compute | None = None, place: Place = anywhere
-) -> Model:
+def build_model(cfg: ModelConfig, *, compute: Compute | None = None) -> Model:
     """Make the model of a config.
 
     Args:
         cfg: sizes and constants.
         compute: dtype, kernels and memory-for-time trades; the default is plain float32.
-        place: holds activations in their shards; see `Model`.
 
     Raises:
         ConfigError: lists everything about the config that cannot be built.
@@ -26,4 +23,4 @@ def build_model(
         >>> model.apply(params, jax.numpy.ones((2, 5), int)).shape
         (2, 5, 8192)
     """
-    return Model(cfg.validate(), compute or Compute(), place)
+    return Model(cfg.validate(), compute or Compute())

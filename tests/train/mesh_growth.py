@@ -40,6 +40,11 @@ def main() -> None:
     compiled = program.lower(unflatten(source), plan).compile()
     memory = compiled.memory_analysis()
     arrays = re.findall(r"\b(?:f32|s32|u32)\[([\d,]+)\]", compiled.as_text())
+    matrices = [
+        math.prod(target[path].shape)
+        for path, axes in build_model(large).axes.items()
+        if "embed" in axes.names and {"heads", "mlp", "vocab"} & set(axes.names)
+    ]
     shares = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in target.values())
     print(
         json.dumps(
@@ -48,7 +53,7 @@ def main() -> None:
                 "shares": 4 * shares,
                 "temporary": memory.temp_size_in_bytes,
                 "largest_array": max(math.prod(map(int, sizes.split(","))) for sizes in arrays),
-                "largest_leaf": max(math.prod(leaf.shape) for leaf in target.values()),
+                "smallest_matrix": min(matrices),
             }
         )
     )

@@ -20,4 +20,4 @@ def test_no_device_holds_a_whole_large_parameter(preset, method):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["outputs"] == pytest.approx(found["shares"], rel=0.01)
     assert found["temporary"] < 2 * found["shares"]
-    assert found["largest_array"] <= found["largest_leaf"] / 4
+    assert found["largest_array"] < found["smallest_matrix"]

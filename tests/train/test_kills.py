@@ -152,8 +152,9 @@ def test_four_kills_of_a_job_of_two_processes(tmp_path):
     for target, killed in ((4, [0, 1]), (17, [1]), (31, [0]), (45, [0, 1])):
         job = train_job(path, "--mesh.preset", "fsdp")
         job.wait_for("compiled the step")
+        limit = time.monotonic() + TIMEOUT
         while reached(run_dir) < target or not unfinished(run_dir):
-            assert job.processes[0].poll() is None, job.said()
+            assert job.processes[0].poll() is None and time.monotonic() < limit, job.said()
             time.sleep(0.004)
         time.sleep(rng.uniform(0, 0.03))
         for index in killed:
