@@ -222,9 +222,9 @@ def test_a_dry_run_compiles_every_step_and_trains_nothing(tmp_path, capsys):
     path = write_few(tmp_path, {"scratch": {}, "bert2bert": {}, "inherit": {}})
     reporter = Recorder()
     compare_dry_run(load_compare_config(path), reporter=reporter)
-    assert "scratch: compiled a step of 4 layers, 4 trained" in reporter.text
-    assert "compiled a step of 2 layers, 1 trained" in reporter.text
-    assert "with a teacher" in reporter.text
+    assert "scratch: compiled whole model in " in reporter.text
+    assert "compiled bottom 2, top 1 trained in " in reporter.text
+    assert "whole model, taught" in reporter.text
     said = capsys.readouterr().out
     assert "bert2BERT" in said
     assert not root(path).exists()
@@ -236,7 +236,7 @@ def test_a_dry_run_of_gpt_has_kept_predictions_of_every_token(tmp_path, capsys):
     path = write_comparison(tmp_path, of="tiny_gpt", methods={"inherit": inherit})
     reporter = Recorder()
     compare_dry_run(load_compare_config(path), reporter=reporter)
-    assert "with a teacher" in reporter.text
+    assert "whole model, taught" in reporter.text
     assert "Knowledge Inheritance" in capsys.readouterr().out
 
 
