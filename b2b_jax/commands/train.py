@@ -43,7 +43,7 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
         {name: repr(value) for name, value in fields.items()}
         | {f"checkpoints of {run_dir}": str(finished_steps(run_dir))}
     )
-    with sole_user(run_dir):
+    with sole_user(run_dir, reporter=reporter):
         return _sit(config, run_dir, reporter=reporter)
 
 

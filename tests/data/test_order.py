@@ -16,7 +16,7 @@ MORE = [STRETCH, STRETCH + 1, STRETCH + 2, 196_078, 4**15 + 7]
     "seed",
     [
         0,
-        2**32 - 1,
+        pytest.param(2**32 - 1, marks=pytest.mark.slow),
         pytest.param(1, marks=pytest.mark.slow),
         pytest.param(2021, marks=pytest.mark.slow),
     ],

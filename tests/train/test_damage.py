@@ -17,9 +17,9 @@ from stopped_runs import assert_it_goes_on, message
 
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
+from b2b_jax.train import lock
 from b2b_jax.train.checkpoint import Checkpoints, finished_steps
 from b2b_jax.train.checksums import checksum, damaged, tree_checksums
-from b2b_jax.train.lock import sole_user
 from b2b_jax.train.saved import load_model, save_model
 from b2b_jax.train.stored import CheckpointError, DamagedCheckpoint
 from b2b_jax.tree import flatten
@@ -70,9 +70,10 @@ def test_files_that_cannot_be_got_at_are_not_called_damaged(stopped, capsys, mon
     assert finished_steps(config.run_dir) == [3, 6]
 
 
-def test_a_run_that_is_being_trained_is_left_alone(stopped, capsys):
-    config = stopped.copy("in-use")
-    with sole_user(config.run_dir):
+def test_a_run_that_is_being_trained_is_left_alone(stopped, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    config, reporter = stopped.copy("in-use"), Recorder()
+    with lock.sole_user(config.run_dir, reporter=reporter):
         said = message(config, capsys)
     assert said.startswith(f"b2b: {config.run_dir}: another process is training this run.")
     assert finished_steps(config.run_dir) == [3, 6]
@@ -158,7 +159,7 @@ def test_swapped_entries_and_leaves_are_noticed():
     assert damaged({"c": rows}, sums) == []
 
 
-@pytest.mark.parametrize("harm", [flip_an_array, remove_meta])
+@pytest.mark.parametrize("harm", [flip_an_array, pytest.param(remove_meta, marks=pytest.mark.slow)])
 def test_an_older_model_is_named_and_not_read_instead_of_a_damaged_one(stopped, capsys, harm):
     """Growing from an older step without being asked to would be another result."""
     config = stopped.copy(f"grown-from-{harm.__name__}")
