@@ -128,7 +128,7 @@ def main() -> None:
         numbers = np.random.default_rng(0).integers(200, 30000, args.tokens, dtype=np.uint16)
         np.save(Path(folder) / "train.npy", numbers)
         tokenizer = TokenizerInfo(30522, 0, 103, 101, 102, (0, 100, 101, 102, 103))
-        prepared = Prepared(Path(folder), tokenizer, args.tokens, 0, "")
+        prepared = Prepared(Path(folder), tokenizer, args.tokens, 0, {}, "")
         for layout in args.layout:
             for length in args.sequence_length:
                 made = contenders(

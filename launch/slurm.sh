@@ -2,7 +2,8 @@
 # Several nodes of GPUs under SLURM, one process per GPU:
 #   sbatch --nodes=2 launch/slurm.sh configs/pretrain/bert_base.yaml --mesh.preset fsdp
 # Shortly before the time limit the run saves and ends with 75; the job is queued again and goes on,
-# RESTARTS times at most, since the others of a process that meets an error end with 75 as well.
+# as it does when a process was killed (128 and more). RESTARTS times at most, since the others of a
+# process that meets an error end so as well.
 #SBATCH --job-name=b2b
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -30,7 +31,7 @@ source "$here/xla_flags.sh" gpu
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 status=0
 srun --kill-on-bad-exit=0 --wait=120 b2b train "$@" || status=$?
-if [[ $status -eq 75 && ${SLURM_RESTART_COUNT:-0} -lt ${RESTARTS:-20} ]]; then
+if [[ $status -eq 75 || $status -ge 128 ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-20})); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

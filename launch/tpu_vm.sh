@@ -29,7 +29,8 @@ install)
     # These machines may have an older Python than is needed, which uv brings.
     on_hosts all "mkdir -p b2b_jax && tar -xzf b2b_jax.tgz -C b2b_jax && cd b2b_jax &&
         python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --python 3.12 .venv &&
-        python3 -m uv pip install -q -p .venv '.[tpu,tfds]' && mkdir -p runs &&
+        python3 -m uv pip install -q -p .venv -c constraints.txt '.[tpu,tfds]' &&
+        mkdir -p runs &&
         { test -z '$BUCKET' || mountpoint -q runs || gcsfuse --implicit-dirs '$BUCKET' runs; }"
     ;;
 train)

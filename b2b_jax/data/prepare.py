@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,15 @@ class Prepared:
         tokenizer: special ids.
         train_tokens: tokens to train on.
         heldout_tokens: tokens that are never trained on.
-        fingerprint: sha256 over tokens and tokenizer; the same text gives the same.
+        digests: file -> its sha256, of tokens and tokenizer.
+        fingerprint: sha256 over the digests; the same text gives the same.
     """
 
     path: Path
     tokenizer: TokenizerInfo
     train_tokens: int
     heldout_tokens: int
+    digests: Mapping[str, str]
     fingerprint: str
 
 
@@ -146,6 +148,7 @@ def load_prepared(path: str | Path) -> Prepared:
             tokenizer=TokenizerInfo(**{**info, "special_ids": tuple(info["special_ids"])}),
             train_tokens=record["counts"]["train"]["tokens"],
             heldout_tokens=record["counts"]["heldout"]["tokens"],
+            digests=record["sha256"],
             fingerprint=hashlib.sha256(
                 json.dumps(record["sha256"], sort_keys=True).encode()
             ).hexdigest(),

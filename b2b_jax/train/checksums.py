@@ -77,7 +77,13 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def damaged(tree: Any, expected: Mapping[str, list[int]]) -> list[str]:
-    """Names of the leaves whose checksum is not what it was; unknown leaves are not judged."""
-    found = tree_checksums(tree)
-    return [name for name, sums in found.items() if sums != expected.get(name, sums)]
+def damaged(tree: Any, expected: Mapping[str, list[int]] | None) -> list[str]:
+    """Names of the leaves whose checksum is not what it was, or was never known.
+
+    Args:
+        tree: any tree of arrays on devices.
+        expected: what `tree_checksums` gave; None if nothing was kept, so that nothing is judged.
+    """
+    if expected is None:
+        return []
+    return [name for name, sums in tree_checksums(tree).items() if sums != expected.get(name)]

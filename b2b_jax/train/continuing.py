@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from b2b_jax.data import DataError
+from b2b_jax.data import DataError, Prepared
 from b2b_jax.train.checkpoint import Checkpoints
 from b2b_jax.train.config import RunConfig
 from b2b_jax.train.meter import NonFiniteLoss
@@ -36,7 +36,7 @@ def continue_newest(
     *,
     run_dir: str,
     abstract: TrainState,
-    fingerprint: str,
+    prepared: Prepared,
     reporter: Reporter,
 ) -> Continued | None:
     """Read the newest checkpoint that is sound; damaged ones are named and set aside.
@@ -45,7 +45,7 @@ def continue_newest(
         checkpoints: of the run.
         run_dir: its folder, for messages.
         abstract: shapes, dtypes and shardings of the state.
-        fingerprint: of the tokens that the run is to be trained on.
+        prepared: the tokens that the run is to be trained on.
         reporter: where it is said what is used.
 
     Returns:
@@ -60,7 +60,7 @@ def continue_newest(
     for step in reversed(checkpoints.steps()):
         try:
             meta = checkpoints.meta(step)
-            _refuse_other_data(run_dir, meta, fingerprint)
+            _refuse_other_data(run_dir, meta["data"], prepared)
             state = checkpoints.restore(step, abstract)
         except DamagedCheckpoint as error:
             aside = checkpoints.set_aside(step)
@@ -83,14 +83,17 @@ def continue_newest(
     return None
 
 
-def _refuse_other_data(run_dir: str, meta: dict[str, Any], fingerprint: str) -> None:
-    before = meta["data"]
-    if before["fingerprint"] != fingerprint:
-        raise DataError(
-            f"{run_dir}: this run was trained on data "
-            f"{before['fingerprint'][:12]} ({before['path']}), the prepared data is now "
-            f"{fingerprint[:12]}. Use the same text and tokenizer, or another run_dir"
-        )
+def _refuse_other_data(run_dir: str, before: dict[str, Any], prepared: Prepared) -> None:
+    if before["fingerprint"] == prepared.fingerprint:
+        return
+    known = before.get("sha256", {})  # older checkpoints have the fingerprint only
+    other = [name for name, now in prepared.digests.items() if known.get(name, now) != now]
+    raise DataError(
+        f"{run_dir}: this run was trained on data {before['fingerprint'][:12]} "
+        f"({before['path']}), the prepared data is now {prepared.fingerprint[:12]} "
+        f"({prepared.path}{': another ' if other else ''}{', '.join(other)}). Use the same text "
+        "and tokenizer, or another run_dir"
+    )
 
 
 def open_writers(config: RunConfig, columns: Sequence[str], *, keep_through: int) -> list[Any]:

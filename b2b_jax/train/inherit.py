@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from b2b_jax.models import Model
+from b2b_jax.models import Decoder, Model
 from b2b_jax.train.losses import LossSum
 from b2b_jax.train.objective import Example, at_positions
+from b2b_jax.train.parts import in_parts, joined
 from b2b_jax.types import Abstract
 
 
@@ -134,30 +135,70 @@ class Inheritance:
         """What of the hints has one row per sequence."""
         return hints if isinstance(hints, TopLogits) else None
 
-    def predict(self, params: Mapping[str, Any], example: Example) -> Float[Array, "B M V"]:
-        """The teacher's logits for what the student reads, without dropout or gradient."""
-        hidden = self.teacher.hidden(params, example.input_ids)
-        return jax.lax.stop_gradient(
-            self.teacher.logits(params, at_positions(hidden, example.positions))
-        )
-
-    def keep(self, params: Mapping[str, Any], example: Example) -> TopLogits:
-        """The ``top_k`` most likely tokens of every prediction."""
-        logits, ids = jax.lax.top_k(self.predict(params, example), self.config.top_k)
-        return TopLogits(ids, logits)
-
-    def soft_targets(
-        self, hints: Hints | None, rows: TopLogits | None, example: Example
-    ) -> SoftTargets:
-        """The teacher's distributions for some examples.
+    def keep(
+        self, params: Mapping[str, Any], example: Example, *, parts: int = 1
+    ) -> TopLogits:
+        """The ``top_k`` most likely tokens of every prediction.
 
         Args:
-            hints: what the step was given.
-            rows: those of them that belong to these examples, if they go by row.
+            params: of the teacher.
             example: inputs and targets.
+            parts: that the sequences are taken in, so that not all logits are there at once.
+        """
+
+        def best(states: Array) -> TopLogits:
+            logits, ids = jax.lax.top_k(self.teacher.logits(params, states), self.config.top_k)
+            return TopLogits(ids, logits)
+
+        states = self._states(params, example)
+        if parts == 1:
+            return best(states)
+        return joined(jax.lax.map(best, in_parts(states, parts)))
+
+    def divergence(
+        self,
+        hidden: Float[Array, "B M D"],
+        decoder: Decoder,
+        *,
+        hints: Hints,
+        example: Example,
+        parts: int = 1,
+    ) -> LossSum:
+        r"""$\tau^2 \, KL(P_T^\tau \| P_S^\tau)$ of the student's predictions (Qin et al., 2021).
+
+        Only the student gets a gradient. In several parts the logits of one are there at a time,
+        and are computed again for the gradient.
+
+        Args:
+            hidden: what the student predicts from.
+            decoder: what turns that into logits.
+            hints: what is known of the teacher, for these sequences.
+            example: inputs and targets.
+            parts: that the sequences are taken in.
         """
         tau = self.config.temperature
-        if rows is not None:
-            return SoftTargets(rows.logits, rows.ids, tau)  # pyright: ignore[reportArgumentType]
-        assert isinstance(hints, Mapping)
-        return SoftTargets(self.predict(hints, example), None, tau)
+        known = hints if isinstance(hints, TopLogits) else self._states(hints, example)
+
+        def of(part: Any) -> LossSum:
+            known, hidden, weights = part
+            if isinstance(known, TopLogits):
+                soft = SoftTargets(known.logits, known.ids, tau)  # pyright: ignore
+            else:
+                logits = jax.lax.stop_gradient(self.teacher.logits(hints, known))  # pyright: ignore
+                soft = SoftTargets(logits, None, tau)
+            return soft.divergence(decoder.logits(hidden), weights=weights)
+
+        rows = (known, hidden, example.weights)
+        if parts == 1:
+            return of(rows)
+
+        def add(total: LossSum, part: Any) -> tuple[LossSum, None]:
+            return total + jax.checkpoint(of)(part), None
+
+        zero = LossSum(jnp.zeros(()), jnp.zeros(()))
+        return jax.lax.scan(add, zero, in_parts(rows, parts))[0]
+
+    def _states(self, params: Mapping[str, Any], example: Example) -> Float[Array, "B M D"]:
+        """What the teacher predicts from, for what the student reads; without dropout."""
+        states = self.teacher.hidden(params, example.input_ids)
+        return jax.lax.stop_gradient(at_positions(states, example.positions))

@@ -102,7 +102,7 @@ class Trainer:
             self.checkpoints,
             run_dir=self.config.run_dir,
             abstract=self.programs.abstract_state(),
-            fingerprint=self.prepared.fingerprint,
+            prepared=self.prepared,
             reporter=self.reporter,
         )
         if found is None:
@@ -281,12 +281,12 @@ class Trainer:
         self.checkpoints.save(
             state,
             {
-                "library_version": self.lineage.get("library_version", "unknown"),
                 "model": self.config.model.to_dict(),
                 "config": self.config.to_dict(),
                 "data": {
                     "path": str(self.prepared.path),
                     "fingerprint": self.prepared.fingerprint,
+                    "sha256": dict(self.prepared.digests),
                     "next_step": progress.step,
                 },
                 "lineage": self.lineage,

@@ -116,6 +116,8 @@ def require_equal(values: Mapping[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
+    # One may still be busy, with the lock of the run or a large model.
+    wait_for_all("all compare what they see")  # a name of its own could itself differ
     digests = np.stack(
         [
             np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)

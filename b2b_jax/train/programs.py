@@ -281,7 +281,10 @@ class Programs:
 
         def keep(params: Params, input_ids: jax.Array, step: jax.Array) -> TopLogits:
             example = self.objective.example(input_ids, step_keys(seed, step)[0])
-            return inheritance.keep(params, example)
+            parts = self.vocabulary.parts(
+                *example.labels.shape, vocab=inheritance.teacher.cfg.vocab_size
+            )
+            return inheritance.keep(params, example, parts=parts)
 
         return jax.jit(keep)
 

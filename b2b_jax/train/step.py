@@ -15,6 +15,7 @@ from b2b_jax.train.inherit import Hints, Inheritance
 from b2b_jax.train.live import merge, merge_state, select, select_state
 from b2b_jax.train.losses import LossSum
 from b2b_jax.train.objective import Example, Objective, prefix_losses, training_hidden
+from b2b_jax.train.parts import in_parts
 from b2b_jax.train.stages import SubModel
 from b2b_jax.train.state import TrainState
 from b2b_jax.train.vocabulary import VocabularyLoss
@@ -115,8 +116,13 @@ def make_train_step(
             loss = loss_of(hidden, decoder, labels=example.labels, weights=example.weights)
             if inheritance is None:
                 return loss.total, loss
-            soft = inheritance.soft_targets(hints, part.hints, example)
-            kl = soft.divergence(decoder.logits(hidden), weights=example.weights)
+            kl = inheritance.divergence(
+                hidden,
+                decoder,
+                hints=hints if part.hints is None else part.hints,
+                example=example,
+                parts=loss_of.parts(*example.labels.shape, vocab=cfg.vocab_size),
+            )
             rate = inheritance.rate(state.step)
             return (1 - rate) * loss.total + rate * kl.total, loss
 
@@ -128,7 +134,7 @@ def make_train_step(
             def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, carry, gradient(live, part[1], part[0])), None
 
-            parts = _in_parts(lesson, micro_batches)
+            parts = in_parts(lesson, micro_batches)
             zero = (jax.tree.map(jnp.zeros_like, live), LossSum(jnp.zeros(()), jnp.zeros(())))
             (grads, loss), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro_batches), parts))
         grads = jax.tree.map(lambda g: g / loss.count, grads)
@@ -143,12 +149,6 @@ def make_train_step(
         return new_state, StepMetrics(loss, optax.tree.norm(grads))
 
     return step
-
-
-def _in_parts(rows: Any, number: int) -> Any:
-    """Every array cut into parts of its rows, which are its new first axis."""
-    # Strided, so that every device finds its share of each part among its own rows.
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, number, *x.shape[1:]), 1, 0), rows)
 
 
 def make_eval_step(
@@ -192,6 +192,6 @@ def make_eval_step(
             return jax.tree.map(jnp.add, total, loss_of(params, part)), None
 
         zero = LossSum(jnp.zeros(len(depths)), jnp.zeros(len(depths)))
-        return jax.lax.scan(add, zero, _in_parts(example, micro_batches))[0]
+        return jax.lax.scan(add, zero, in_parts(example, micro_batches))[0]
 
     return step

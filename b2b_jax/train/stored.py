@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -58,7 +59,7 @@ def checkpoint_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
         raise CheckpointError(
             f"{manager.directory}/{step}: checkpoint format {meta.get('format')}, this version "
             f"of b2b_jax reads {' and '.join(map(str, READS))}; it was written by "
-            f"{meta.get('library_version')}"
+            f"b2b_jax {meta.get('library_version', 'of an unknown version')}"
         )
     return meta
 
@@ -89,7 +90,7 @@ def restore_items(
         kind = CheckpointError if is_other or _is_not_the_files(error) else DamagedCheckpoint
         raise kind(_cannot_be_read(manager, step, error)) from error
     items = {name: restored[name] for name in abstract}
-    bad = [leaf for name, tree in items.items() for leaf in damaged(tree, sums.get(name, {}))]
+    bad = [leaf for name, tree in items.items() for leaf in damaged(tree, sums.get(name))]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise DamagedCheckpoint(
@@ -146,8 +147,9 @@ def _is_of_another_shape(error: Exception) -> bool:
 
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with the format and a digest of all of them."""
-    values = {**json.loads(json.dumps(meta)), "format": FORMAT}
+    """JSON values with the format, the version of the package, and a digest of all of them."""
+    written_by = {"format": FORMAT, "library_version": version("b2b_jax")}
+    values = {**json.loads(json.dumps(meta)), **written_by}
     return {**values, "sha256": _digest(values)}
 
 

@@ -35,6 +35,23 @@ class VocabularyLoss:
     mesh: Mesh | None = None
     logits_bytes: int = LOGITS_BYTES
 
+    def parts(self, sequences: int, predictions: int, *, vocab: int) -> int:
+        """Into how many equal parts to cut sequences whose logits are needed one part at a time.
+
+        Args:
+            sequences: of all devices together.
+            predictions: of each.
+            vocab: tokens.
+
+        Example:
+            >>> VocabularyLoss(logits_bytes=4 * 1000).parts(6, 5, vocab=100)
+            3
+        """
+        shares = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        rows = max(1, sequences // shares)
+        at_once = max(1, self.logits_bytes // (4 * predictions * vocab))
+        return next(n for n in range(1, rows + 1) if rows % n == 0 and rows <= n * at_once)
+
     def __call__(
         self,
         hidden: Float[Array, "B M D"],

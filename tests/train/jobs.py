@@ -99,11 +99,15 @@ class Job:
 
     def wait_for(self, words: str) -> None:
         """Return when the first process has said something."""
+        self.wait_until(lambda: words in self.output[0].read_text())
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Return when something holds that the first process brings about."""
         limit = time.monotonic() + TIMEOUT
-        while words not in self.output[0].read_text():
+        while not is_so():
             if time.monotonic() > limit or self.processes[0].poll() is not None:
                 self.kill()
-                raise AssertionError(f"never said {words!r}: {self.said()}")
+                raise AssertionError(f"never came to it: {self.said()}")
             time.sleep(0.02)
 
     def said(self) -> str:

@@ -89,6 +89,7 @@ def test_a_tokenizer_file_of_another_content(stopped, capsys):
     assert tokenizer.read_text() != before
     said = message(config, capsys)
     assert f"{config.run_dir}: this run was trained on data " in said
+    assert "another train.npy, heldout.npy, tokenizer.json)" in said
     assert "Use the same text and tokenizer, or another run_dir" in said
     tokenizer.write_text(before)
     assert_it_goes_on(config, whole, step=6)

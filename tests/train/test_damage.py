@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from b2b_jax.commands.train import train_command
 from b2b_jax.train import lock
 from b2b_jax.train.checkpoint import Checkpoints, finished_steps
 from b2b_jax.train.checksums import checksum, damaged, tree_checksums
-from b2b_jax.train.saved import load_model, save_model
+from b2b_jax.train.saved import load_model, read_meta, save_model
 from b2b_jax.train.stored import CheckpointError, DamagedCheckpoint
 from b2b_jax.tree import flatten
 
@@ -122,8 +123,17 @@ def test_checkpoints_without_checksums_are_read(stopped):
     checkpoints.close()
     assert load_model(config.run_dir).step == 6
     path.write_text(json.dumps({**meta, "format": 3, "library_version": "9.9"}))
-    with pytest.raises(CheckpointError, match=r"format 3, this version .* written by 9\.9"):
+    with pytest.raises(CheckpointError, match=r"format 3, this version .* by b2b_jax 9\.9"):
         load_model(config.run_dir)
+
+
+def test_every_checkpoint_says_which_version_wrote_it(stopped):
+    config = stopped.copy("version")
+    saved = load_model(config.run_dir)
+    grown = Path(config.run_dir) / "grown"
+    save_model(grown, saved.config, saved.params, meta={})
+    for folder in (config.run_dir, grown):
+        assert read_meta(folder)["library_version"] == version("b2b_jax")
 
 
 def test_settings_that_changed_on_disk_are_noticed(stopped):
@@ -156,7 +166,8 @@ def test_swapped_entries_and_leaves_are_noticed():
     assert damaged({"a": rows, "b": rows + 1}, sums) == []
     assert damaged({"a": rows[::-1], "b": rows + 1}, sums) == ["['a']"]
     assert damaged({"a": rows.T.reshape(3, 4), "b": rows}, sums) == ["['a']", "['b']"]
-    assert damaged({"c": rows}, sums) == []
+    assert damaged({"c": rows}, sums) == ["['c']"]
+    assert damaged({"c": rows}, None) == []
 
 
 @pytest.mark.parametrize("harm", [flip_an_array, pytest.param(remove_meta, marks=pytest.mark.slow)])

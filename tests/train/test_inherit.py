@@ -13,7 +13,7 @@ from train_support import config as tiny_config
 from train_support import shared_setup, tokens
 
 from b2b_jax.commands.train import price, train_command
-from b2b_jax.models import ConfigError, build_model, preset
+from b2b_jax.models import ConfigError, Decoder, build_model, preset
 from b2b_jax.train.inherit import Inheritance, InheritConfig, SoftTargets
 from b2b_jax.train.losses import cross_entropy
 from b2b_jax.train.saved import load_model
@@ -120,11 +120,10 @@ def test_a_step_follows_the_weighted_gradient_of_labels_and_teacher():
 def test_the_teacher_gets_no_gradient():
     taught = Taught()
     example = taught.example(taught.student.state())
-    student = jnp.zeros((8, 3, VOCAB))
+    hidden, decoder = jnp.zeros((8, 3, 4)), Decoder(jnp.zeros((VOCAB, 4)), None)
 
     def loss(params):
-        soft = taught.inheritance.soft_targets(params, None, example)
-        return soft.divergence(student, weights=example.weights).total
+        return taught.inheritance.divergence(hidden, decoder, hints=params, example=example).total
 
     assert float(loss(taught.params)) > 0
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(loss)(taught.params)))
@@ -141,6 +140,60 @@ def test_keeping_every_token_equals_running_the_teacher(micro_batches):
     found, _ = kept.step(state, tokens(), hints)
     for path, leaf in flatten(found.params).items():
         np.testing.assert_allclose(leaf, flatten(expected.params)[path], atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_sequences_in_parts_give_divergence_and_gradients_of_the_whole(top_k):
+    taught = Taught(top_k=top_k)
+    inheritance, example = taught.inheritance, taught.example(taught.student.state())
+    keys = jax.random.split(jax.random.key(1), 2)
+    hidden = jax.random.normal(keys[0], (8, 3, 4))
+    decoder = Decoder(jax.random.normal(keys[1], (VOCAB, 4)), jnp.arange(VOCAB) / VOCAB)
+    hints = taught.params
+    if top_k:
+        hints = inheritance.keep(taught.params, example)
+        again = inheritance.keep(taught.params, example, parts=4)
+        np.testing.assert_array_equal(again.ids, hints.ids)
+        np.testing.assert_allclose(again.logits, hints.logits, rtol=1e-5)
+
+    def total(hidden, decoder, parts):
+        divergence = inheritance.divergence(
+            hidden, decoder, hints=hints, example=example, parts=parts
+        )
+        return divergence.total, divergence.count
+
+    of = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    expected = of(hidden, decoder, 1)
+    for parts in (2, 8):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            of(hidden, decoder, parts),
+            expected,
+        )
+
+
+def test_the_logits_of_a_teacher_and_its_student_are_never_all_there():
+    vocab, example = 4096, jax.eval_shape(Taught().example, shared_setup("bert").state())
+    teacher = build_model(
+        tiny_config(
+            num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=vocab
+        )
+    )
+    inheritance = Inheritance(teacher, InheritConfig("teacher", steps=8))
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    hidden, table = jnp.zeros((8, 3, 4)), jnp.zeros((vocab, 4))
+
+    def temporaries(parts: int) -> int:
+        def total(hidden, params, example):
+            return inheritance.divergence(
+                hidden, Decoder(table, None), hints=params, example=example, parts=parts
+            ).total
+
+        compiled = jax.jit(jax.grad(total)).lower(hidden, shapes, example).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 4 * 8 * 3 * vocab
+    assert temporaries(8) < whole < temporaries(1)
 
 
 def small_and_large(folder: Path, **inherit):

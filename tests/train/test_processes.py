@@ -80,7 +80,8 @@ def test_a_process_that_dies_ends_the_others_with_a_message_and_the_job_continue
     checkpoint = CheckpointConfig(every_steps=1, every_minutes=0.0, keep_last=2, keep_best=0)
     path, run_dir = write_config(folder, f"killed-{killed}", checkpoint=checkpoint)
     job = train_job(path)
-    job.wait_for("train  ")
+    metrics = Path(run_dir) / "metrics.csv"
+    job.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
     began = time.monotonic()
     job.processes[killed].kill()
     codes = job.wait()
