@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 MALLOC = {"default": "", "hugetlb": "glibc.malloc.hugetlb=1"}
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers"),
+    *("jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),
+)
 # Pause before every turn, so that the other process's threads have stopped spinning.
 SETTLE_S = 0.25
 
@@ -127,6 +130,8 @@ class Worker:
             self._process.join()
             code = self._process.exitcode
             raise RuntimeError(f"a worker died with exit code {code} (out of memory?)") from None
+        if kind in ("unavailable", "failed"):
+            self._process.join()  # it may hold what the next one needs, such as a card's memory
         if kind == "unavailable":
             raise Unavailable(content)
         if kind == "failed":
@@ -139,7 +144,7 @@ class Worker:
         return self._receive()
 
     def close(self) -> None:
-        if self._process.is_alive():
+        with contextlib.suppress(OSError):  # it has ended already
             self._connection.send(None)
         self._process.join()
 
@@ -257,7 +262,14 @@ def machine(*, malloc: str, threads: int | None) -> dict[str, Any]:
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "scheduling": _scheduling(),
+        "driver": _driver(),
     }
+
+
+def _driver() -> str:
+    """Of NVIDIA's cards."""
+    first = _read("/proc/driver/nvidia/version").partition("\n")[0]
+    return first.partition(":")[2].strip()
 
 
 def _version(package: str) -> str | None:

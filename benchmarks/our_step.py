@@ -34,6 +34,7 @@ class Workload:
     clip_norm: float = 1.0
     scan_unroll: int = 1
     remat: str = "default"
+    attention: str = "auto"
     steps_per_round: int = 1
     torch: tuple[str, ...] = ()
     profile: str = ""
@@ -55,6 +56,12 @@ def add_compute(parser: Any) -> None:
         choices=("default", "none", "dots", "full"),
         default="default",
         help="b2b_jax's compute.remat",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "xla", "cudnn", "splash"),
+        default="auto",
+        help="b2b_jax's compute.attention",
     )
 
 
@@ -93,6 +100,7 @@ def programs(load: Workload) -> Any:
             dtype=load.dtype,  # pyright: ignore[reportArgumentType]
             scan_unroll=load.scan_unroll,
             remat=remat,  # pyright: ignore[reportArgumentType]
+            attention=load.attention,  # pyright: ignore[reportArgumentType]
         ),
     )
     return Programs(config, tokenizer_info(cfg.vocab_size))
@@ -157,6 +165,7 @@ def build(load: Workload, subs: Sequence[Any] | None = None) -> dict[str, Any]:
         },
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        "attention": made.model.compute.attention,
         "compile_s": compile_s,
         "first_step_s": first,
         "first_loss": losses[0],

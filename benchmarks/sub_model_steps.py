@@ -49,6 +49,7 @@ def main() -> None:
         dtype=args.dtype,
         scan_unroll=args.scan_unroll,
         remat=args.remat,
+        attention=args.attention,
         steps_per_round=args.steps_per_round,
     )
     cfg = load.model_config()
@@ -94,7 +95,10 @@ def main() -> None:
     }
     harness.print_facts("Machine", facts)
     harness.print_facts(
-        "Workload", asdict(load) | asdict(two_stage) | {"device": worker.facts["device"]}
+        "Workload",
+        asdict(load)
+        | asdict(two_stage)
+        | {name: worker.facts[name] for name in ("device", "attention")},
     )
     time_of = {sub: harness.median(seconds[labels[sub]]) for sub in subs}
     rows, gaps = [], {}

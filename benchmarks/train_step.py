@@ -256,7 +256,7 @@ def report(model: str, load: Workload, found: Mapping[str, Any], bench: Bench) -
             bytes_held = bytes_held.get(label)
         rows.append(
             (
-                label,
+                f"{label}, {facts['attention']} attention" if label == OURS else label,
                 size,
                 f"{harness.median(seconds):.4f}",
                 f"{min(seconds):.4f} - {max(seconds):.4f}",
@@ -389,6 +389,7 @@ def main() -> None:
                 clip_norm=args.clip_norm,
                 scan_unroll=args.scan_unroll,
                 remat=args.remat,
+                attention=args.attention,
                 steps_per_round=args.steps_per_round,
             )
             bench = Bench(args.device, env, args.threads, facts["processors used"])

@@ -162,14 +162,18 @@ if os.environ.get("STUB_SIGNAL_AFTER"):
     log = pathlib.Path(os.environ["STUB_LOG"])
     while os.environ["STUB_SIGNAL_AFTER"] not in log.read_text():
         time.sleep(0.05)
-    for task in tasks:
-        task.terminate()
-sys.exit(max(task.wait() for task in tasks))
+    if os.environ.get("STUB_KILLS"):
+        tasks[1].kill()
+    else:
+        for task in tasks:
+            task.terminate()
+codes = [task.wait() for task in tasks]
+sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """
 
 
 @pytest.mark.slow
-def test_slurm_trains_in_two_tasks_and_queues_itself_again_when_stopped(tmp_path):
+def test_slurm_trains_in_two_tasks_and_queues_itself_again_when_stopped_or_killed(tmp_path):
     stubs = tmp_path / "stubs"
     stubs.mkdir()
     write_stub(stubs, "srun", SRUN)
@@ -181,6 +185,7 @@ def test_slurm_trains_in_two_tasks_and_queues_itself_again_when_stopped(tmp_path
         SLURM_JOB_ID=str(os.getpid()),
         B2B_VENV=str(Path(sys.executable).parent.parent),
         STUB_LOG=str(log),
+        B2B_JAX_HEARTBEAT_SECONDS="10",
     )
 
     def job(**more: str) -> int:
@@ -194,9 +199,14 @@ def test_slurm_trains_in_two_tasks_and_queues_itself_again_when_stopped(tmp_path
                 cwd=tmp_path,
             ).returncode
 
-    assert job(STUB_SIGNAL_AFTER="train  ") == 75, log.read_text()
-    assert "'requeue'" in requeued.read_text()
-    requeued.unlink()
+    assert job(STUB_SIGNAL_AFTER="train  ", STUB_KILLS="1", SLURM_RESTART_COUNT="20") == 137
+    assert not requeued.exists()  # it has been started often enough
+    log.unlink()
+    for how, code in (({"STUB_KILLS": "1"}, 137), ({}, 75)):
+        assert job(STUB_SIGNAL_AFTER="train  ", **how) == code, log.read_text()
+        assert "'requeue'" in requeued.read_text()
+        requeued.unlink()
+        log.unlink()
     assert job() == 0, log.read_text()
     assert not requeued.exists()
     assert "continues from the checkpoint" in log.read_text()

@@ -27,8 +27,8 @@ from b2b_jax.tree import flatten
 
 USABLE = 0.95
 """Of a TPU's memory; the rest belongs to the runtime."""
-USABLE_OF_A_GPU = 0.75
-"""What JAX takes of a GPU's memory, where XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise."""
+GPU_SHARE, USABLE_OF_A_GPU = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
+"""What JAX takes of a GPU's memory, where that variable does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,12 @@ def usable_memory(chip: Chip | None) -> float:
     """Bytes of a device that a run may fill; infinite where the device is not known."""
     if chip is None:
         return math.inf
-    if not chip.is_gpu:
-        return USABLE * chip.memory
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", USABLE_OF_A_GPU)) * chip.memory
+    return (gpu_share() if chip.is_gpu else USABLE) * chip.memory
+
+
+def gpu_share() -> float:
+    """What of a GPU's memory JAX takes, by the environment or by default."""
+    return float(os.environ.get(GPU_SHARE, USABLE_OF_A_GPU))
 
 
 def compile_step(programs: Programs, wanted: Wanted, *, chip: Chip | None) -> CompiledStep:

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from b2b_jax.commands.compiled_step import CompiledProgram, CompiledStep, human_size, usable_memory
+from b2b_jax.commands.compiled_step import (
+    GPU_SHARE,
+    CompiledProgram,
+    CompiledStep,
+    gpu_share,
+    human_size,
+    usable_memory,
+)
 from b2b_jax.report.bounds import Bound, step_bound
 from b2b_jax.report.chips import Chip
 from b2b_jax.report.tables import render_rich
@@ -33,6 +40,8 @@ def step_bound_of(step: CompiledStep, chip: Chip, *, devices: int) -> Bound:
 def memory_table(programs: Sequence[CompiledProgram], chip: Chip | None) -> Table:
     """Bytes on one device, program by program."""
     limit = "" if chip is None else f", usable {human_size(usable_memory(chip))}"
+    if chip is not None and chip.is_gpu:
+        limit += f" ({GPU_SHARE} {gpu_share():g}; launchers set 0.92)"
     rows = []
     for one in programs:
         cells = ["-"] * 4
@@ -135,7 +144,12 @@ def run_length(config: RunConfig, bounds: Bounds) -> str:
         if phase.steps
     )
     told = f"{seconds / 86400:.2f} days" if seconds > 86400 else duration(seconds)
+    again = (
+        ""
+        if config.compute.remat == "none"
+        else f", and what is computed again (compute.remat {config.compute.remat}) is not counted"
+    )
     return (
         f"run: {config.train.steps:,} steps take at least {told}; what a step reaches of its bound "
-        "is to be measured"
+        f"is to be measured{again}"
     )

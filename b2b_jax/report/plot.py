@@ -10,7 +10,11 @@ from b2b_jax.report.runs import Comparison, Run
 from b2b_jax.report.savings import cost_of_reaching
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+# Okabe and Ito's without their yellow, which is hard to see on white; two dark ones beside them.
+COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"),
+    *("#7A1F5C", "#6B6100"),
+)
 SCRATCH_COLOUR, SOURCE_COLOUR = "#000000", "#999999"
 LABEL_BOX = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffffd9", "edgecolor": "none"}
 WIDTH, HEIGHT, DPI = 9.0, 5.2, 150

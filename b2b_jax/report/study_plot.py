@@ -13,7 +13,7 @@ from b2b_jax.report.study import MethodResult, Study, Trial
 from b2b_jax.report.study_rows import all_methods, baselines
 
 # One style is one line of the legend: colour and marker change with each method, dashes with each
-# round of colours, so that no two of 18 look alike and none is told by colour alone.
+# round of colours, so that no two of 24 look alike and none is told by colour alone.
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vPX<>*ph8"
 AXIS_NAMES: dict[Unit, str] = {
@@ -129,7 +129,8 @@ def study_figure(study: Study, *, x: Unit) -> Any:
     _limit(full, zoom, means=means, target=target)
     figure.supxlabel(AXIS_NAMES[x], fontsize=NORMAL)
     if means:
-        figure.legend(loc="outside upper center", ncols=4, fontsize=SMALL, frameon=False)
+        place = {"loc": "outside upper center", "ncols": 4, "handlelength": 3}
+        figure.legend(**place, fontsize=SMALL, frameon=False)
     return figure
 
 

@@ -135,9 +135,7 @@ class Inheritance:
         """What of the hints has one row per sequence."""
         return hints if isinstance(hints, TopLogits) else None
 
-    def keep(
-        self, params: Mapping[str, Any], example: Example, *, parts: int = 1
-    ) -> TopLogits:
+    def keep(self, params: Mapping[str, Any], example: Example, *, parts: int = 1) -> TopLogits:
         """The ``top_k`` most likely tokens of every prediction.
 
         Args:

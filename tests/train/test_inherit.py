@@ -175,9 +175,7 @@ def test_sequences_in_parts_give_divergence_and_gradients_of_the_whole(top_k):
 def test_the_logits_of_a_teacher_and_its_student_are_never_all_there():
     vocab, example = 4096, jax.eval_shape(Taught().example, shared_setup("bert").state())
     teacher = build_model(
-        tiny_config(
-            num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=vocab
-        )
+        tiny_config(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=vocab)
     )
     inheritance = Inheritance(teacher, InheritConfig("teacher", steps=8))
     shapes = jax.eval_shape(teacher.init, jax.random.key(0))

@@ -242,7 +242,7 @@ def test_other_data_under_a_run_refuses(tmp_path):
     text = write_text(tmp_path / "text.txt")
     text.write_text(text.read_text().replace("gradient", "difference"))
     os.utime(text, ns=(1, 1))
-    with pytest.raises(ValueError, match="was trained on data .*another train.npy"):
+    with pytest.raises(ValueError, match=r"was trained on data .*another train\.npy"):
         train_command(config, reporter=Recorder())
 
 
