@@ -46,6 +46,7 @@ def _guarded(command: Callable[[], int]) -> int:
     from b2b_jax.models import ConfigError
     from b2b_jax.report import ReportError
     from b2b_jax.train.meter import NonFiniteLoss
+    from b2b_jax.train.processes import is_out_of_memory
     from b2b_jax.train.sharding import ShardingError
     from b2b_jax.train.signals import EXIT_INTERRUPTED
     from b2b_jax.train.stored import CheckpointError
@@ -68,6 +69,17 @@ def _guarded(command: Callable[[], int]) -> int:
         return command()
     except expected as error:
         print(f"b2b: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except RuntimeError as error:  # JAX has no kind of its own for it
+        if not is_out_of_memory(error):
+            raise
+        words = (str(error).splitlines() or [""])[0]
+        print(
+            f"b2b: a device has too little memory: {words}. Smaller steps: more "
+            "--train.micro_batches, --compute.remat full, --mesh.preset fsdp; b2b dry-run CONFIG "
+            "says what fits without running it",
+            file=sys.stderr,
+        )
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("b2b: interrupted", file=sys.stderr)

@@ -71,7 +71,7 @@ def main() -> None:
         load,
         subs,
         env=harness.malloc_env(args.malloc)
-        | {"JAX_PLATFORMS": args.device or ""}
+        | ({"JAX_PLATFORMS": args.device} if args.device else {})
         | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]},
         threads=args.threads,
     )

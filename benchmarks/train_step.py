@@ -313,7 +313,11 @@ def report(model: str, load: Workload, found: Mapping[str, Any], bench: Bench) -
             f"b2b_jax does {rates[OURS] / rates[fastest]:.2f} times the tokens per second of "
             f"PyTorch's fastest step of equal work ({fastest})."
         )
-    told = [f"{label}, batch {size}: {why}" for (label, size), why in bench.problems.items()]
+    told = [
+        f"{label}, batch {size}: {why}"
+        for (label, size), why in bench.problems.items()
+        if size not in found["sweep"].get(label, {})  # else it came off in another turn
+    ]
     return "\n\n".join([*parts, *(["Left out: " + "; ".join(told) + "."] if told else [])])
 
 

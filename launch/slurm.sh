@@ -31,7 +31,8 @@ source "$here/xla_flags.sh" gpu
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 status=0
 srun --kill-on-bad-exit=0 --wait=120 b2b train "$@" || status=$?
-if [[ $status -eq 75 || $status -ge 128 ]] && ((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-20})); then
+again=$((status == 75 || (status >= 128 && status != 130))) # 130: Ctrl-C
+if ((again && ${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-20})); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

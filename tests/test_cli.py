@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from runs import Recorder, tiny_run
 import b2b_jax as b2b
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
+from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import read_meta
 
 
@@ -194,3 +196,17 @@ def test_a_wrong_flag_names_the_nearest(trained, capsys):
         main(["train", str(path), "--train.stepz", "3"])
     assert stop.value.code == 2
     assert "--train.steps" in "".join(capsys.readouterr())
+
+
+def test_too_little_memory_on_a_device_is_a_message(tmp_path, capsys, monkeypatch):
+    config = tiny_run(tmp_path, "large")
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config.to_dict()))))
+
+    def fail(*arguments, **words):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(Programs, "lower_train_step", fail)
+    assert main(["train", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "a device has too little memory: RESOURCE_EXHAUSTED" in said and "dry-run" in said

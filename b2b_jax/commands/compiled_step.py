@@ -140,7 +140,9 @@ def compile_step(programs: Programs, wanted: Wanted, *, chip: Chip | None) -> Co
 
 
 def compile_evaluation(programs: Programs, *, chip: Chip | None) -> CompiledProgram:
-    """Compile the evaluation of the whole model, beside which the moments stay on the devices.
+    """Compile the evaluation, beside which moments and a teacher's parameters stay in memory.
+
+    Of the phases the one that evaluates most depths is taken.
 
     Args:
         programs: of the run, on the devices to compile for.
@@ -150,13 +152,18 @@ def compile_evaluation(programs: Programs, *, chip: Chip | None) -> CompiledProg
         ConfigError: if the compiler fails for another reason than memory.
     """
     state = programs.abstract_state()
-    depths = tuple(sub.depth for sub in programs.config.schedule.phases[-1].subs)
+    phases = [phase for phase in programs.config.schedule.phases if phase.steps]
+    most = max(phases, key=lambda phase: len(phase.subs))
+    depths = tuple(sub.depth for sub in most.subs)
+    beside = _share(state.opt_state)
+    if _teacher(programs) is not None:
+        beside += _share(abstract_hints(programs, next(p for p in phases if p.needs_teacher)))
     index = jax.ShapeDtypeStruct((), np.int32)
     return _compile(
         "evaluation",
         lambda: programs.eval_step(depths).lower(state.params, programs.abstract_batch(), index),
         state=state,
-        beside=_share(state.opt_state),
+        beside=beside,
         chip=chip,
     )
 

@@ -87,6 +87,11 @@ def gathered(step: CompiledStep, programs: Programs) -> str:
     )
     of_each = "" if parts == 1 else f" for each of {parts} micro-batches"
     passed = sum(one.sent_bytes for one in step.collectives if one.kind == "collective-permute")
+    if tensor == shares:
+        return (
+            f"all-gathers of {shares} devices bring {got / 1e6:,.1f} MB; how much of that is "
+            f"parameters cannot be told, since fsdp and tensor are both {shares}"
+        )
     told = (
         f"all-gathers bring {got / 1e6:,.1f} MB, {got / whole:.2f} times all parameters in "
         f"{programs.config.compute.dtype}{of_each}; sharded parameters need one for the forward "

@@ -25,7 +25,12 @@ from b2b_jax.train.config import RunConfig, changed_fields, flat_fields
 from b2b_jax.train.lock import sole_user
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
-from b2b_jax.train.processes import is_first, require_equal, wait_for_all
+from b2b_jax.train.processes import (
+    is_first,
+    require_equal,
+    told_by_the_first,
+    wait_for_all,
+)
 from b2b_jax.train.saved import check_model
 from b2b_jax.train.stored import DamagedCheckpoint
 from b2b_jax.train.writers import Reporter, duration
@@ -39,11 +44,12 @@ def train_command(config: RunConfig, *, reporter: Reporter) -> Outcome:
     """
     run_dir = Path(config.run_dir)
     fields = flat_fields(config.to_dict())
-    require_equal(
-        {name: repr(value) for name, value in fields.items()}
-        | {f"checkpoints of {run_dir}": str(finished_steps(run_dir))}
-    )
+    require_equal({name: repr(value) for name, value in fields.items()})
     with sole_user(run_dir, reporter=reporter):
+        # Whoever had the run before may have written until now.
+        folder = run_dir / "checkpoints"
+        found = finished_steps(run_dir) if folder.is_dir() else "no folder"
+        require_equal({f"checkpoints of {run_dir}": str(found)})
         return _sit(config, run_dir, reporter=reporter)
 
 
@@ -120,15 +126,13 @@ def _is_finished(run_dir: Path, begun: "_Begun", config: RunConfig, *, reporter:
     if begun.step < config.train.steps:
         return False
     problem = ""
-    try:
-        check_model(run_dir, step=begun.step)
-    except DamagedCheckpoint as error:
-        problem = str(error)
-        reporter.note(f"{error}; the end of the run is trained again")
-    require_equal(
-        {f"soundness of step {begun.step} of {run_dir}": "damaged" if problem else "sound"}
-    )
-    return not problem
+    if is_first():  # for all, since it reads the whole model
+        try:
+            check_model(run_dir, step=begun.step)
+        except DamagedCheckpoint as error:
+            problem = str(error)
+            reporter.note(f"{error}; the end of the run is trained again")
+    return not told_by_the_first(problem)
 
 
 def price(config: RunConfig, *, teacher: ModelConfig | None = None) -> Accounting:

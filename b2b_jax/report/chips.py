@@ -31,12 +31,13 @@ class Chip:
 
 
 GIB = 2.0**30
-# Links: TPUs 1600 to 4800 Gbit/s per chip; NVLink one way, half of what the sheets advertise.
+# Links: one way, half of what the sheets advertise for both directions, of TPUs and of NVLink.
 CHIPS = (
     Chip("v4", ("tpu v4",), 275e12, 32 * GIB, 1.228e12, 300e9),
     Chip("v5e", ("tpu v5 lite", "tpu v5e"), 197e12, 16 * GIB, 0.819e12, 200e9),
     Chip("v5p", ("tpu v5",), 459e12, 95 * GIB, 2.765e12, 600e9),
-    Chip("v6e", ("tpu v6",), 918e12, 32 * GIB, 1.64e12, 448e9),
+    Chip("v6e", ("tpu v6",), 918e12, 32 * GIB, 1.64e12, 400e9),
+    Chip("a100-40gb", ("a100-sxm4-40gb", "a100-pcie-40gb"), 312e12, 40e9, 1.555e12, 300e9),
     Chip("a100", ("a100",), 312e12, 80e9, 2.039e12, 300e9),
     Chip("h100-pcie", ("h100 pcie",), 756e12, 80e9, 2.0e12, 64e9),
     Chip("h100-nvl", ("h100 nvl",), 835e12, 94e9, 3.9e12, 300e9),

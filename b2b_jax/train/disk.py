@@ -54,6 +54,7 @@ def naming_full_disk(run_dir: str | Path, *others: str | Path) -> Iterator[None]
         yield
     except Exception as error:
         if not is_full_disk(error):
+            sys.excepthook = before
             raise
         free = [f"{folder} {megabytes_free(folder):.1f} MB" for folder in (run_dir, *others)]
         steps = finished_steps(run_dir)

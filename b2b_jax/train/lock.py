@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from b2b_jax.models import ConfigError
-from b2b_jax.train.processes import is_first
+from b2b_jax.train.processes import is_first, told_by_the_first
 from b2b_jax.train.writers import Reporter
 
 FILE = "lock"
@@ -21,6 +20,7 @@ def sole_user(run_dir: str | Path, *, reporter: Reporter) -> Iterator[None]:
 
     The system holds the lock for the process, so that none is left when that is killed. Where
     folders cannot be locked, as in some mounted buckets and on Windows, nothing is kept away.
+    All processes of the job go on, or are refused, together.
 
     Args:
         run_dir: the folder; made if missing.
@@ -29,29 +29,34 @@ def sole_user(run_dir: str | Path, *, reporter: Reporter) -> Iterator[None]:
     Raises:
         ConfigError: if the run is being trained.
     """
+    with contextlib.ExitStack() as stack:
+        problem = _take(Path(run_dir), stack, reporter) if is_first() else ""
+        if problem := told_by_the_first(problem):
+            raise ConfigError(problem)
+        yield
+
+
+def _take(folder: Path, stack: contextlib.ExitStack, reporter: Reporter) -> str:
+    """Lock a folder until the stack is left; says why it could not be."""
     try:
         import fcntl
     except ImportError:
-        fcntl = None
-    if fcntl is None or not is_first():
-        yield
-        return
-    folder = Path(run_dir)
+        return ""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("a") as file:
-        try:
-            _wait_for(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), folder, reporter)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir}: another process is training this run. Wait for it or stop it, or "
-                "choose another run_dir"
-            ) from None
-        except OSError:  # no locks on this disk
-            pass
-        yield
+    file = stack.enter_context((folder / FILE).open("a"))
+    try:
+        _wait_for(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), folder, reporter)
+    except BlockingIOError:
+        return (
+            f"{folder}: another process is training this run. Wait for it or stop it, or choose "
+            "another run_dir"
+        )
+    except OSError:  # no locks on this disk
+        pass
+    return ""
 
 
-def _wait_for(lock: Any, folder: Path, reporter: Reporter) -> None:
+def _wait_for(lock: Callable[[], None], folder: Path, reporter: Reporter) -> None:
     limit, told = time.monotonic() + PATIENCE, False
     while True:
         try:
@@ -66,4 +71,8 @@ def _wait_for(lock: Any, folder: Path, reporter: Reporter) -> None:
                 "end"
             )
             told = True
-        time.sleep(1)
+        _pause()
+
+
+def _pause() -> None:
+    time.sleep(1)

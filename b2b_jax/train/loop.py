@@ -140,7 +140,9 @@ class Trainer:
                 self._write_row(writers, heldout=self._evaluate(state, before_step=0))
                 saved = -1
             if self.teacher is not None and self.schedule.phase(start).needs_teacher:
-                self.teacher.prepare(self._batches, first_step=start, reporter=self.reporter)
+                self.teacher.prepare(
+                    self._batches, first_step=start, reporter=self.reporter, stop=stop
+                )
             batches = self._batches(start) if start < config.train.steps else iter(())
             self._clock = time.monotonic()
             votes, vote = Votes(self.programs.mesh), Vote(0, saves=False)

@@ -137,6 +137,25 @@ def require_equal(values: Mapping[str, str]) -> None:
         )
 
 
+def told_by_the_first(words: str) -> str:
+    """What the first process has to say, in every process of the job.
+
+    Args:
+        words: of the first one; what the others give does not count. At most 2,000 bytes arrive.
+    """
+    if jax.process_count() == 1:
+        return words
+    wait_for_all("the first process has something to say")
+    mine = np.zeros(_LONGEST, np.uint8)
+    encoded = np.frombuffer(words.encode()[:_LONGEST], np.uint8)
+    mine[: encoded.size] = encoded
+    told = np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8)
+    return told.tobytes().rstrip(b"\0").decode(errors="ignore")
+
+
+_LONGEST = 2000
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process of the job has come here, however long that takes.
 
@@ -162,13 +181,25 @@ def naming_lost_processes() -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         words = str(error)
-        if jax.process_count() == 1 or not any(sign in words for sign in _SIGNS):
+        is_lost = any(sign in words for sign in _SIGNS) and not is_out_of_memory(error)
+        if jax.process_count() == 1 or not is_lost:
             raise
         raise LostProcess(
             f"process {jax.process_index()} of {jax.process_count()}: another process of the job "
             f"has ended ({words.splitlines()[0][:200]}). Nothing after the newest checkpoint is "
             "kept; start all processes again to continue from it"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or a library on it, had too little memory.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
+        True
+    """
+    words = str(error)
+    return "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
 
 
 _SIGNS = (

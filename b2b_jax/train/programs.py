@@ -281,9 +281,7 @@ class Programs:
 
         def keep(params: Params, input_ids: jax.Array, step: jax.Array) -> TopLogits:
             example = self.objective.example(input_ids, step_keys(seed, step)[0])
-            parts = self.vocabulary.parts(
-                *example.labels.shape, vocab=inheritance.teacher.cfg.vocab_size
-            )
+            parts = self.vocabulary.parts(*example.labels.shape, vocab=self.config.model.vocab_size)
             return inheritance.keep(params, example, parts=parts)
 
         return jax.jit(keep)

@@ -116,16 +116,37 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
         ShardingError: if the sizes do not multiply to the number of devices, or the devices cannot
             be laid out so.
     """
-    shape = mesh_shape(config, jax.device_count() if devices is None else len(devices))
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    slices = _slices(devices)
+    if shape[0] % slices:
+        raise ShardingError(
+            f"mesh {_words(shape)}: found data {shape[0]} for {slices} slices of TPUs, between "
+            "which only the mean of gradients may go, since their network is slow; set mesh.data "
+            f"to a multiple of {slices}"
+        )
+    within = (shape[0] // slices, *shape[1:])
     try:
         # Neighbours in the mesh are neighbours in the machine as far as that goes.
-        laid_out = mesh_utils.create_device_mesh(
-            shape, devices=devices, allow_split_physical_axes=True
-        )
-    except (NotImplementedError, ValueError) as error:
+        if slices == 1:
+            laid_out = mesh_utils.create_device_mesh(
+                shape, devices=devices, allow_split_physical_axes=True
+            )
+        else:
+            laid_out = mesh_utils.create_hybrid_device_mesh(
+                within, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+            )
+    except (AssertionError, NotImplementedError, ValueError) as error:
         raise ShardingError(f"mesh {_words(shape)}: {error}") from error
     # Explicit axes, the default, fail inside Flax Linen's lookups.
     return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _slices(devices: Sequence[Any]) -> int:
+    """How many slices TPUs come from; GPUs count hosts so, whose network is no slower for it."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def param_shardings(

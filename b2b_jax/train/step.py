@@ -116,10 +116,12 @@ def make_train_step(
             loss = loss_of(hidden, decoder, labels=example.labels, weights=example.weights)
             if inheritance is None:
                 return loss.total, loss
+            known = hints if part.hints is None else part.hints
+            assert known is not None
             kl = inheritance.divergence(
                 hidden,
                 decoder,
-                hints=hints if part.hints is None else part.hints,
+                hints=known,
                 example=example,
                 parts=loss_of.parts(*example.labels.shape, vocab=cfg.vocab_size),
             )

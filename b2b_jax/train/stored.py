@@ -1,6 +1,7 @@
 """What a checkpoint holds, read and compared with what was written (effects: files)."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -18,6 +19,9 @@ READS = (1, 2)
 """Formats that this version reads; 1 has no checksums."""
 NOT_THE_FILES = (jax.errors.JaxRuntimeError, MemoryError, PermissionError)
 """What reading may raise although the files are as they were: no memory, no network, no right."""
+OF_THE_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""What the system says of files that are missing; everything else, of a disk that is away, of too
+many open files, may pass. Readers raise without a number for files that are cut off."""
 NOT_THE_FILES_WORDS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b"
 )
@@ -129,6 +133,12 @@ def _cannot_be_read(manager: ocp.CheckpointManager, step: int, error: Exception)
 
 
 def _is_not_the_files(error: BaseException) -> bool:
+    """Whether the files may be as they were, and could not be got at this time."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno not in OF_THE_FILES:
+            return True
+        cause = cause.__cause__ or cause.__context__
     return bool(NOT_THE_FILES_WORDS.search(str(error)))
 
 

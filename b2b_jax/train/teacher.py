@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from b2b_jax.train.config import RunConfig
 from b2b_jax.train.inherit import Hints, TopLogits
 from b2b_jax.train.programs import Programs
 from b2b_jax.train.saved import SavedModel
+from b2b_jax.train.signals import StopRequest
 from b2b_jax.train.writers import Reporter
 from b2b_jax.types import Params
 
@@ -82,13 +84,21 @@ class Teacher:
             put(kept["ids"][row].astype(np.int32)), put(kept["logits"][row].astype(np.float32))
         )
 
-    def prepare(self, batches: Batches, *, first_step: int, reporter: Reporter) -> None:
+    def prepare(
+        self,
+        batches: Batches,
+        *,
+        first_step: int,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
         """Make the part of the cache that is missing, file by file; a later call goes on.
 
         Args:
             batches: the run's batches from a step on.
             first_step: the next step to train.
             reporter: told how far it is.
+            stop: says when to leave it as it is.
         """
         if not self._config.inherit.top_k:
             return
@@ -99,7 +109,9 @@ class Teacher:
             reporter.note(f"teacher: keeping its predictions in {self.folder}/")
         for done, chunk in enumerate(missing):
             # Whole files, whatever the length of this run, so that a longer one can go on.
-            self._write(chunk, batches(chunk * CHUNK))
+            self._write(chunk, batches(chunk * CHUNK), stop=stop)
+            if stop.exit_code:
+                return
             reporter.update(done + 1, len(missing), text="teacher's predictions", seconds_left=None)
         self._placed = self._saved = None  # from here on only its predictions are needed
 
@@ -113,21 +125,29 @@ class Teacher:
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk * CHUNK:08}.npz"
 
-    def _write(self, chunk: int, batches: Iterator[Mapping[str, np.ndarray]]) -> None:
+    def _write(
+        self,
+        chunk: int,
+        batches: Iterator[Mapping[str, np.ndarray]],
+        *,
+        stop: StopRequest,
+    ) -> None:
         keep, ids, logits = self._programs.keep_predictions, [], []
         narrow = np.uint16 if self._config.model.vocab_size <= 2**16 else np.uint32
         for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+            if stop.exit_code:
+                return
             rows = self._programs.put(next(batches)["input_ids"])
             top = keep(self._params(), rows, jnp.int32(step))
             ids.append(np.asarray(top.ids, narrow))
             logits.append(np.asarray(top.logits, np.float16))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(chunk)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # other runs may make the same file
         try:
             with temporary.open("wb") as file:
                 np.savez(file, ids=np.stack(ids), logits=np.stack(logits))
         except OSError:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
             raise
         temporary.replace(path)

@@ -20,9 +20,12 @@ import sys, jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv.pop(1)))
 jax.config.update("jax_default_matmul_precision", "highest")
 from b2b_jax.cli import main
+from b2b_jax.train import lock
+lock.PATIENCE = float(sys.argv.pop(1))
 sys.exit(main(sys.argv[1:]))
 """
-"""What a process of a training job runs; its first word is the number of its devices."""
+"""What a process of a training job runs; its first words are the number of its devices and how many
+seconds it waits for the lock of a run."""
 HEARTBEAT = 10
 TIMEOUT = 1200
 """Seconds that a job may take, on a machine that others use as well."""
@@ -134,9 +137,12 @@ def finished(start: Callable[[], Job]) -> Job:
     raise AssertionError(f"never came together: {job.said()}")
 
 
-def train_job(config: Path, *words: str, processes: int = 2, devices: int = 2) -> Job:
+def train_job(
+    config: Path, *words: str, processes: int = 2, devices: int = 2, patience: float = 120.0
+) -> Job:
     """Start `b2b train` in some processes with so many devices each."""
-    command = [sys.executable, "-c", TRAIN, str(devices), "train", str(config), *words]
+    command = [sys.executable, "-c", TRAIN, str(devices), str(patience)]
+    command += ["train", str(config), *words]
     return Job(command, output=config, processes=processes)
 
 

@@ -1,6 +1,9 @@
 """Damaged checkpoints: noticed, named, set aside, and the one before them used."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from harm import change_metadata, flip_an_array, remove_meta, truncate
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import STEPS, Recorder
+from runs import STEPS, Recorder, assert_same, final_state
 from stopped_runs import assert_it_goes_on, message
 
 from b2b_jax.cli import main
@@ -69,6 +72,34 @@ def test_files_that_cannot_be_got_at_are_not_called_damaged(stopped, capsys, mon
     said = message(config, capsys)
     assert f"{config.run_dir}/checkpoints/6: cannot be read: {word}" in said
     assert finished_steps(config.run_dir) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("item", "number"), [("meta", errno.ESTALE), ("meta", errno.EMFILE), ("params", errno.EIO)]
+)
+def test_a_disk_that_fails_for_a_moment_damages_nothing(stopped, capsys, monkeypatch, item, number):
+    config = stopped.copy(f"moment-{item}-{number}")
+    restore = ocp.CheckpointManager.restore
+
+    def fail(manager, step, args):
+        if {item} & set(args.keys()):
+            raise ValueError("Orbax's own words") from OSError(number, os.strerror(number))
+        return restore(manager, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    assert "/checkpoints/6: cannot be read: Orbax's own words" in message(config, capsys)
+    assert finished_steps(config.run_dir) == [3, 6]
+
+
+def test_a_run_that_another_program_lets_go_of_goes_on(stopped, monkeypatch):
+    config, reporter = stopped.copy("let-go"), Recorder()
+    with contextlib.ExitStack() as other:
+        other.enter_context(lock.sole_user(config.run_dir, reporter=Recorder()))
+        monkeypatch.setattr(lock, "_pause", other.close)
+        assert train_command(config, reporter=reporter).exit_code == 0
+    assert "waiting 120 s for it to end" in reporter.text
+    assert "continues from the checkpoint of step 6" in reporter.text
+    assert_same(final_state(config), final_state(stopped.whole))
 
 
 def test_a_run_that_is_being_trained_is_left_alone(stopped, capsys, monkeypatch):

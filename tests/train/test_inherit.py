@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -227,6 +229,27 @@ def test_a_taught_run_goes_on_bit_for_bit_and_is_charged_for_its_teacher(tmp_pat
     lineage = json.loads((Path(run.run_dir) / "lineage.json").read_text())
     assert lineage["teacher_flops"] == teacher.meta["progress"]["flops"]
     assert bool(list((tmp_path / "cache").glob("*/*.npz"))) == bool(top_k)
+
+
+class StopsAtTheCache(Recorder):
+    """Asks the run to stop when it begins to keep predictions."""
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        if "keeping its predictions" in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_keeps_predictions_goes_on(tmp_path):
+    run = small_and_large(tmp_path, top_k=4)
+    stopped = train_command(run, reporter=StopsAtTheCache())
+    assert (stopped.exit_code, stopped.step) == (75, 0)
+    assert not list((tmp_path / "cache").glob("*/*"))
+    assert train_command(run, reporter=Recorder()).exit_code == 0
+    whole = dataclasses.replace(run, run_dir=str(tmp_path / "whole"))
+    assert train_command(whole, reporter=Recorder()).exit_code == 0
+    assert load_model(run.run_dir).fingerprint == load_model(whole.run_dir).fingerprint
 
 
 @pytest.mark.slow

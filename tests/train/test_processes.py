@@ -13,6 +13,7 @@ from runs import STEPS, Recorder, tiny_run
 
 from b2b_jax.commands.train import train_command
 from b2b_jax.models import ConfigError
+from b2b_jax.train import lock
 from b2b_jax.train.checkpoint import finished_steps
 from b2b_jax.train.config import CheckpointConfig
 from b2b_jax.train.processes import join_processes
@@ -55,6 +56,42 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     assert "do not see the same" in said and "Traceback" not in job.said()
     assert "train.seed (here 1)" in said and "optimizer.peak_learning_rate (here 0.011)" in said
     assert not (Path(run_dir) / "config.yaml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", ["meanwhile", "before"])
+def test_a_job_waits_for_a_run_that_another_program_has(alone, begun):
+    """It may save its first checkpoint meanwhile, so that no process may look before."""
+    folder, _ = alone
+    path, run_dir = write_config(folder, f"held-{begun}")
+    settings = Path(run_dir) / "config.yaml"
+
+    def save() -> None:
+        for part in ("config.yaml", "lineage.json", "metrics.csv"):
+            shutil.copy(folder / "alone" / part, run_dir)
+        settings.write_text(settings.read_text().replace(f"{folder}/alone", run_dir))
+        shutil.copytree(folder / "alone" / "checkpoints", Path(run_dir) / "checkpoints")
+
+    with lock.sole_user(run_dir, reporter=Recorder()):
+        if begun == "before":
+            save()
+        job = train_job(path)
+        job.wait_for("waiting 120 s")
+        time.sleep(2)  # the other process gets as far as it can
+        if begun == "meanwhile":
+            save()
+    assert job.wait() == [0, 0], job.said()
+    assert "finished before, at step 12" in job.output[0].read_text(), job.said()
+
+
+@pytest.mark.slow
+def test_a_job_whose_run_is_not_let_go_of_is_refused_in_every_process(alone):
+    folder, _ = alone
+    path, run_dir = write_config(folder, "kept")
+    with lock.sole_user(run_dir, reporter=Recorder()):
+        job = train_job(path, patience=2.0)
+        assert job.wait() == [1, 1], job.said()
+    assert all("another process is training" in file.read_text() for file in job.output)
 
 
 @pytest.mark.slow

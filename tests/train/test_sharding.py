@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -107,6 +108,42 @@ def test_a_mesh_that_does_not_divide_names_all_parameters_and_what_would_do(size
 
 def test_a_mesh_uses_all_devices_of_the_process():
     assert make_mesh(MeshConfig()).shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+
+
+class Chip(SimpleNamespace):
+    """A TPU that is not here."""
+
+    __hash__ = object.__hash__
+
+
+def chips(kind: str, sides: tuple[int, int, int], *, slices: int) -> list[Chip]:
+    places = [(index, (x, y, z)) for index in range(slices) for z, y, x in np.ndindex(sides[::-1])]
+    return [
+        Chip(
+            id=number,
+            platform="tpu",
+            device_kind=kind,
+            coords=coords,
+            core_on_chip=0,
+            slice_index=index,
+            process_index=number // 4,
+        )
+        for number, (index, coords) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides"),
+    [("TPU v5 lite", (4, 4, 1)), ("TPU v5 lite", (2, 2, 1)), ("TPU v5p", (2, 2, 1))],
+)
+def test_only_data_crosses_slices_of_tpus(kind, sides):
+    devices = chips(kind, sides, slices=2)
+    mesh = make_mesh(MeshConfig(preset="fsdp", data=4), devices=devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": len(devices) // 4, "tensor": 1}
+    for row in mesh.devices:
+        assert len({device.slice_index for device in row.flat}) == 1
+    with pytest.raises(ShardingError, match=r"2 slices of TPUs.*mesh\.data to a multiple of 2"):
+        make_mesh(MeshConfig(preset="fsdp"), devices=devices)
 
 
 def numbers(folder: Path, mesh: MeshConfig, *, devices: int, processes: int = 1):
