@@ -126,12 +126,11 @@ def _is_finished(run_dir: Path, begun: "_Begun", config: RunConfig, *, reporter:
     if begun.step < config.train.steps:
         return False
     problem = ""
-    if is_first():  # for all, since it reads the whole model
-        try:
-            check_model(run_dir, step=begun.step)
-        except DamagedCheckpoint as error:
-            problem = str(error)
-            reporter.note(f"{error}; the end of the run is trained again")
+    try:
+        check_model(run_dir, step=begun.step)  # in all of them: Orbax lets them wait for each other
+    except DamagedCheckpoint as error:
+        problem = str(error)
+        reporter.note(f"{error}; the end of the run is trained again")
     return not told_by_the_first(problem)
 
 
