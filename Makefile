@@ -77,6 +77,10 @@ $(VENV)/.installed-test: $(INPUTS) $(VENV)/.installed-weights
 $(VENV)/.installed-dev: $(INPUTS) $(VENV)/.installed-weights
 	$(call install,dev,plot test dev)
 
+.PHONY: install
+install: $(VENV)/.installed-plot ## make .venv with the package and its pictures
+	@echo 'Use it by: source $(VENV)/bin/activate'
+
 # --- What it is for ---------------------------------------------------------------------------
 
 # Prints a command, then runs it. Make stops at the first that fails and names its exit status.

@@ -1,6 +1,7 @@
 """The command line, ``b2b COMMAND``. Errors end in a message, not a trace."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:2] == ["plot", "attention"]:
         words = [PLOT_ATTENTION, *words[2:]]
     options, rest = parser.parse_known_args(words)
+    if getattr(options, "config", "") is None:
+        if {"-h", "--help"} & set(rest):
+            options.parser.print_help()
+            return 0
+        options.parser.error("the following arguments are required: config")
     if rest and options.command not in ("train", "prepare", "dry-run"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.overrides = rest
@@ -67,6 +73,10 @@ def _guarded(command: Callable[[], int]) -> int:
     )
     try:
         return command()
+    except BrokenPipeError:  # what reads the output has ended, such as head
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except expected as error:
         print(f"b2b: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -100,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         "for example --train.steps 100; 'b2b train CONFIG --help' lists them.",
         add_help=False,
     )
-    train.add_argument("config", help="YAML file with the differences from the defaults")
-    train.set_defaults(run=_train)
+    train.add_argument("config", nargs="?", help="YAML file with the differences from the defaults")
+    train.set_defaults(run=_train, parser=train)
 
     dry_run = commands.add_parser(
         "dry-run",
@@ -119,10 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     dry_run.set_defaults(run=_dry_run)
 
     prepare = commands.add_parser(
-        "prepare", help="tokenize the text of a configuration once", add_help=False
+        "prepare",
+        help="tokenize the text of a configuration once",
+        description="Tokenize the text of a run and store it; b2b train does so by itself. Fields "
+        "of the configuration are flags as in b2b train.",
+        add_help=False,
     )
-    prepare.add_argument("config", help="YAML file of a run")
-    prepare.set_defaults(run=_prepare)
+    prepare.add_argument("config", nargs="?", help="YAML file of a run")
+    prepare.set_defaults(run=_prepare, parser=prepare)
 
     grow = commands.add_parser("grow", help="make a larger model from a trained one")
     add_grow_options(grow)

@@ -11,6 +11,7 @@ import yaml
 from runs import Recorder, tiny_run
 
 import b2b_jax as b2b
+from b2b_jax import cli
 from b2b_jax.cli import main
 from b2b_jax.commands.train import train_command
 from b2b_jax.train.programs import Programs
@@ -210,3 +211,21 @@ def test_too_little_memory_on_a_device_is_a_message(tmp_path, capsys, monkeypatc
     assert main(["train", str(path)]) == 1
     said = capsys.readouterr().err
     assert "a device has too little memory: RESOURCE_EXHAUSTED" in said and "dry-run" in said
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_help_needs_no_configuration(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: b2b {command}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        main([command])
+    assert error.value.code == 2 and "required: config" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_ended_is_no_message(capsys, monkeypatch):
+    def fail(options):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_inspect", fail)
+    assert main(["inspect", "folder"]) == 1
+    assert capsys.readouterr().err == ""

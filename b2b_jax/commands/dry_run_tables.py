@@ -65,7 +65,7 @@ def collectives_table(step: CompiledStep) -> Table:
                 f"{kind} of {group}",
                 str(sum(one.times for one in those)),
                 f"{sum(one.sent_bytes for one in those) / 1e6:,.1f}",
-                largest.shapes[-1] if largest.shapes else "-",
+                largest.largest_shape,
             ]
         )
     headings = ["exchange", "times", "MB sent by a device", "largest result"]

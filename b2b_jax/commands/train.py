@@ -98,7 +98,9 @@ def _sit(config: RunConfig, run_dir: Path, *, reporter: Reporter) -> Outcome:
     del origin, teacher
     describe_run(config, trainer, accounting=accounting, reporter=reporter)
     outcome = trainer.run()
-    heldout = "" if outcome.heldout_loss is None else f", held-out loss {outcome.heldout_loss:.4f}"
+    # That of a run which was stopped is of some step before.
+    is_known = outcome.exit_code == 0 and outcome.heldout_loss is not None
+    heldout = f", held-out loss {outcome.heldout_loss:.4f}" if is_known else ""
     waited = 100 * outcome.data_wait / outcome.seconds if outcome.seconds else 0.0
     reporter.note(
         f"{run_dir}: {'finished' if outcome.exit_code == 0 else 'stopped and saved'} at step "

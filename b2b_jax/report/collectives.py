@@ -67,6 +67,13 @@ class Collective:
     shapes: tuple[str, ...]
 
     @property
+    def largest_shape(self) -> str:
+        """Of the arrays that are exchanged together; "-" where the text names none."""
+        if self.kind == "reduce-scatter":  # operands, which are larger, may stand before
+            return self.shapes[-1] if self.shapes else "-"
+        return max(self.shapes, key=_bytes, default="-")
+
+    @property
     def sent_bytes(self) -> float:
         """What one device sends per step, if every byte takes the shortest way."""
         share = (self.group - 1) / self.group

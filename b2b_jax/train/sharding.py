@@ -98,9 +98,12 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     known = math.prod(size for size in config.sizes if size != -1)
     data, fsdp, tensor = (devices // known if size == -1 else size for size in config.sizes)
     if data * fsdp * tensor != devices:
+        most = math.gcd(max(config.sizes[2], 1), devices)
+        fits = [(1, devices // tensor, tensor) for tensor in sorted({most, 1}, reverse=True)]
         raise ShardingError(
             f"mesh {_words(config.sizes)} does not fit {devices} devices: the sizes must multiply "
-            f"to {devices}, and one of them may be -1 for the rest"
+            f"to {devices}, and one of them may be -1 for the rest, as in "
+            f"{' or '.join(map(_words, fits))} (what is not set is of preset {config.preset})"
         )
     return data, fsdp, tensor
 
@@ -126,16 +129,13 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
             f"to a multiple of {slices}"
         )
     within = (shape[0] // slices, *shape[1:])
+    how: Any = {"devices": devices, "allow_split_physical_axes": True}
     try:
         # Neighbours in the mesh are neighbours in the machine as far as that goes.
         if slices == 1:
-            laid_out = mesh_utils.create_device_mesh(
-                shape, devices=devices, allow_split_physical_axes=True
-            )
+            laid_out = mesh_utils.create_device_mesh(shape, **how)
         else:
-            laid_out = mesh_utils.create_hybrid_device_mesh(
-                within, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
-            )
+            laid_out = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), **how)
     except (AssertionError, NotImplementedError, ValueError) as error:
         raise ShardingError(f"mesh {_words(shape)}: {error}") from error
     # Explicit axes, the default, fail inside Flax Linen's lookups.
