@@ -144,7 +144,7 @@ def test_keeping_every_token_equals_running_the_teacher(micro_batches):
         np.testing.assert_allclose(leaf, flatten(expected.params)[path], atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("top_k", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_sequences_in_parts_give_divergence_and_gradients_of_the_whole(top_k):
     taught = Taught(top_k=top_k)
     inheritance, example = taught.inheritance, taught.example(taught.student.state())
