@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from b2b_jax.commands.allocation import keep_freed_memory
 from b2b_jax.commands.attention_options import PLOT_ATTENTION, add_attention_options
@@ -83,11 +84,9 @@ def _guarded(command: Callable[[], int]) -> int:
     except RuntimeError as error:  # JAX has no kind of its own for it
         if not is_out_of_memory(error):
             raise
-        words = (str(error).splitlines() or [""])[0]
         print(
-            f"b2b: a device has too little memory: {words}. Smaller steps: more "
-            "--train.micro_batches, --compute.remat full, --mesh.preset fsdp; b2b dry-run CONFIG "
-            "says what fits without running it",
+            f"b2b: a device has too little memory: {str(error).splitlines()[0]}. Try more "
+            "--train.micro_batches, --compute.remat full or --mesh.preset fsdp with b2b dry-run",
             file=sys.stderr,
         )
         return EXIT_ERROR
@@ -103,16 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    _add_of_a_run(
+        commands,
         "train",
+        run=_train,
         help="pre-train a model; repeat the command to continue",
         description="Pre-train a model. Any field of the configuration can be given as a flag, "
         "for example --train.steps 100; 'b2b train CONFIG --help' lists them.",
-        add_help=False,
     )
-    train.add_argument("config", nargs="?", help="YAML file with the differences from the defaults")
-    train.set_defaults(run=_train, parser=train)
-
     dry_run = commands.add_parser(
         "dry-run",
         help="compile a run for a machine that need not be here: memory, exchanges, least time",
@@ -128,16 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     dry_run.set_defaults(run=_dry_run)
 
-    prepare = commands.add_parser(
+    _add_of_a_run(
+        commands,
         "prepare",
+        run=_prepare,
         help="tokenize the text of a configuration once",
         description="Tokenize the text of a run and store it; b2b train does so by itself. Fields "
         "of the configuration are flags as in b2b train.",
-        add_help=False,
     )
-    prepare.add_argument("config", nargs="?", help="YAML file of a run")
-    prepare.set_defaults(run=_prepare, parser=prepare)
-
     grow = commands.add_parser("grow", help="make a larger model from a trained one")
     add_grow_options(grow)
 
@@ -196,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
     add_attention_options(commands.add_parser(PLOT_ATTENTION))  # without help: listed with plot
     return parser
+
+
+def _add_of_a_run(commands: Any, name: str, *, run: Callable[..., int], **words: str) -> None:
+    """Add a command that takes a configuration, whose own ``--help`` lists the fields."""
+    parser = commands.add_parser(name, add_help=False, **words)
+    parser.add_argument(
+        "config", nargs="?", help="YAML file with the differences from the defaults"
+    )
+    parser.set_defaults(run=run, parser=parser)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -25,12 +25,7 @@ from b2b_jax.train.config import RunConfig, changed_fields, flat_fields
 from b2b_jax.train.lock import sole_user
 from b2b_jax.train.loop import Outcome, Trainer
 from b2b_jax.train.meter import Accounting
-from b2b_jax.train.processes import (
-    is_first,
-    require_equal,
-    told_by_the_first,
-    wait_for_all,
-)
+from b2b_jax.train.processes import is_first, require_equal, told_by_the_first, wait_for_all
 from b2b_jax.train.saved import check_model
 from b2b_jax.train.stored import DamagedCheckpoint
 from b2b_jax.train.writers import Reporter, duration
